@@ -1,0 +1,1 @@
+"""What everything stands on: storage, media, the corpus format, configuration and tracking."""

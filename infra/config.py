@@ -1,0 +1,110 @@
+"""Configuration of every entry point: typed dataclasses, a YAML recipe, dotted overrides.
+
+``main`` is what each entry point calls. It gives all of them the same manners: ``--config``,
+``--field.of.recipe value``, ``--help``, one line of JSON at the end of standard output, and one
+clear sentence with a non-zero exit code when something is wrong with what was asked.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn, TypeVar
+
+import jsonargparse
+
+Config = TypeVar("Config")
+
+# What a person can mend. Anything else is a bug and keeps its traceback.
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError)
+
+
+def parse(
+    config_class: type[Config],
+    argv: Sequence[str] | None = None,
+    *,
+    recipe: Path | None = None,
+    description: str | None = None,
+) -> Config:
+    """Read a configuration from a recipe and the command line.
+
+    Args:
+        config_class: a frozen keyword-only dataclass whose fields carry docstrings.
+        argv: the arguments; ``sys.argv[1:]`` by default.
+        recipe: the YAML that holds when no ``--config`` is given.
+
+    An unknown key, a missing field or a value of the wrong type ends the program with exit
+    code 2 and a sentence that names it.
+    """
+    jsonargparse.set_parsing_settings(docstring_parse_attribute_docstrings=True)
+    arguments = list(sys.argv[1:] if argv is None else argv)
+    # A recipe that is named replaces the default one: no field comes from two recipes.
+    named = any(a == "--config" or a.startswith("--config=") for a in arguments)
+    parser = jsonargparse.ArgumentParser(
+        description=description,
+        default_config_files=[str(recipe)] if recipe and not named else [],
+        default_env=False,
+    )
+    parser.add_argument("--config", action="config", help="a YAML recipe; flags override it")
+    parser.add_class_arguments(config_class)
+    namespace = parser.parse_args(arguments)
+    instance = parser.instantiate_classes(namespace)
+    values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
+    return config_class(**values)
+
+
+def main(
+    job: Callable[[Config], dict[str, Any]],
+    config_class: type[Config],
+    *,
+    recipe: Path | None = None,
+    argv: Sequence[str] | None = None,
+) -> NoReturn:
+    """Run ``job`` as an entry point; its summary is the last line of standard output."""
+    set_up_logging()
+    try:
+        config = parse(config_class, argv, recipe=recipe, description=job.__doc__)
+        summary = job(config)
+    except USER_ERRORS as error:
+        if os.environ.get("SAVE_TRACEBACK"):
+            raise
+        # One sentence: libraries underneath like to wrap theirs over many lines.
+        print("error: " + " ".join(str(error).split()), file=sys.stderr)
+        sys.exit(1)
+    print(json.dumps(summary, sort_keys=True), flush=True)
+    sys.exit(0)
+
+
+def set_up_logging() -> None:
+    """Log lines go to standard error, so that standard output ends with the summary."""
+    logging.basicConfig(
+        level=os.environ.get("SAVE_LOG", "INFO"),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname).1s %(name)s: %(message)s",
+        datefmt="%H:%M:%S",
+    )
+    for noisy in ("httpx", "botocore", "aiobotocore", "s3fs", "fsspec", "alembic", "mlflow.store"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """The configuration as plain JSON values."""
+    values = json.loads(json.dumps(dataclasses.asdict(config), default=str))
+    assert isinstance(values, dict)
+    return values
+
+
+def canonical_json(value: Any) -> bytes:
+    """The one way in which a document is written, so that equal content has equal bytes."""
+    return (json.dumps(value, sort_keys=True, indent=1, ensure_ascii=False) + "\n").encode()
+
+
+def digest(value: Any) -> str:
+    """sha256 (hex) of the canonical JSON of ``value``."""
+    return hashlib.sha256(canonical_json(value)).hexdigest()

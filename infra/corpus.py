@@ -1,0 +1,399 @@
+"""The corpus format: WebDataset tar shards with a table of member offsets, and one commit point.
+
+::
+
+    <uri>/corpus.json                         the commit point, written last
+    <uri>/shards/{split}-{00000}.tar          any WebDataset reader can read it
+    <uri>/shards/{split}-{00000}.parquet      one row per sample: where each member lies in the tar
+    <uri>/shards/{split}-{00000}.json         the shard's marker, after its tar and parquet
+    <uri>/refused.parquet                     every input that was refused: source, id, reason
+    <uri>/index.html                          the page for people
+
+A shard is written tar, parquet, marker, and the manifest when every marker stands: whatever
+dies in between leaves nothing that a reader would take for whole, and a rerun makes only the
+shards without a valid marker. Bytes are a function of the samples alone: mtime 0, fixed owner,
+sorted members. The offsets make a tar a random-access store as well as a stream.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import re
+import tarfile
+import tempfile
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+from infra.config import canonical_json
+from infra.config import digest as digest_of
+
+FORMAT_VERSION = 1
+MANIFEST = "corpus.json"
+
+_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
+_MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")
+_MANIFEST_LIMIT = 1 << 28
+_INDEX_SCHEMA = pa.schema(
+    [
+        ("key", pa.string()),
+        ("scene", pa.string()),
+        ("classes", pa.list_(pa.string())),
+        ("frames", pa.int32()),
+        (
+            "members",
+            pa.list_(
+                pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
+            ),
+        ),
+    ]
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One training or evaluation clip."""
+
+    key: str
+    """ASCII letters, digits, ``_`` and ``-``, at most 100; unique in the corpus."""
+    members: dict[str, bytes]
+    """``frame{k}.jpg|png``, ``mask{k}.png``, ``label{k}.png``, ``audio.flac|wav``."""
+    meta: dict[str, Any]
+    """The ``json`` member: at least ``scene``, ``classes`` (what sounds) and ``frames``."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """An input that was refused. ``reason`` begins with its kind and a colon (``silent: ...``)."""
+
+    id: str
+    source: str
+    reason: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class ShardRecord:
+    """What the manifest says of a shard; its marker adds what was refused on the way."""
+
+    path: str
+    split: str
+    samples: int
+    bytes: int
+    sha256: str
+    index_sha256: str
+    plan: str
+    """sha256 of everything the shard's bytes depend on."""
+    classes: dict[str, int] = field(default_factory=dict)
+    """Samples in which each class sounds."""
+
+
+def write_shard(
+    uri: str, split: str, number: int, samples: Iterable[Sample | Refused], *, plan: str
+) -> tuple[ShardRecord, list[Refused]]:
+    """Write one shard and commit it with its marker.
+
+    ``samples`` may be a generator: the tar is spooled to a local file, one sample in memory. What
+    it yields as refused is kept in the marker and given back.
+
+    Raises:
+        ValueError: a key or member name that the format does not allow, or a key given twice.
+    """
+    name = f"shards/{split}-{number:05d}"
+    rows: list[dict[str, Any]] = []
+    refused: list[Refused] = []
+    classes: dict[str, int] = {}
+    seen: set[str] = set()
+    with tempfile.TemporaryDirectory(prefix="save-shard-") as folder:
+        local = Path(folder) / "shard.tar"
+        digest = hashlib.sha256()
+        with local.open("wb") as tar:
+            for sample in samples:
+                if isinstance(sample, Refused):
+                    refused.append(sample)
+                    continue
+                if sample.key in seen:
+                    raise ValueError(f"the key {sample.key!r} is given twice in {name}.tar")
+                seen.add(sample.key)
+                rows.append(_write_sample(tar, digest, sample))
+                for sounding in sample.meta["classes"]:
+                    classes[sounding] = classes.get(sounding, 0) + 1
+            # The end of a tar: two empty blocks, padded to a whole record.
+            end = tar.tell() + 2 * tarfile.BLOCKSIZE
+            padding = -end % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
+            tar.write(bytes(padding))
+            digest.update(bytes(padding))
+            size = tar.tell()
+        index = pa.BufferOutputStream()
+        pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
+        index_bytes = index.getvalue().to_pybytes()
+        storage.upload(local, storage.join(uri, f"{name}.tar"))
+    storage.write_bytes(storage.join(uri, f"{name}.parquet"), index_bytes)
+    record = ShardRecord(
+        path=f"{name}.tar",
+        split=split,
+        samples=len(rows),
+        bytes=size,
+        sha256=digest.hexdigest(),
+        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
+        plan=plan,
+        classes=dict(sorted(classes.items())),
+    )
+    marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
+    storage.write_bytes(storage.join(uri, f"{name}.json"), canonical_json(marker))
+    return record, refused
+
+
+def _write_sample(tar: io.BufferedWriter, digest: Any, sample: Sample) -> dict[str, Any]:
+    if not _KEY.fullmatch(sample.key):
+        raise ValueError(
+            f"{sample.key!r} is no corpus key: use 1 to 100 ASCII letters, digits, '_' and '-'"
+        )
+    members = dict(sample.members)
+    for name in members:
+        if not _MEMBER.fullmatch(name):
+            raise ValueError(f"{name!r} is no member name of the corpus format")
+    members["json"] = canonical_json(sample.meta)
+    placed = []
+    for name in sorted(members):
+        data = members[name]
+        info = tarfile.TarInfo(f"{sample.key}.{name}")
+        info.size, info.mtime, info.mode = len(data), 0, 0o644
+        header = info.tobuf(tarfile.PAX_FORMAT)
+        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
+        placed.append({"name": name, "offset": tar.tell() + len(header), "size": len(data)})
+        for piece in (header, data, padding):
+            tar.write(piece)
+            digest.update(piece)
+    meta = sample.meta
+    return {
+        "key": sample.key,
+        "scene": meta["scene"],
+        "classes": meta["classes"],
+        "frames": meta["frames"],
+        "members": placed,
+    }
+
+
+def committed_shard(
+    uri: str, split: str, number: int, *, plan: str
+) -> tuple[ShardRecord, list[Refused]] | None:
+    """What ``write_shard`` gave for a shard that stands and was made from the same plan."""
+    path = storage.join(uri, f"shards/{split}-{number:05d}.json")
+    try:
+        marker = json.loads(storage.read_bytes(path, limit=_MANIFEST_LIMIT))
+        refused = [Refused(**row) for row in marker.pop("refused")]
+        record = ShardRecord(**marker)
+    except (FileNotFoundError, ValueError, TypeError, KeyError):
+        return None
+    tar = storage.join(uri, record.path)
+    if record.plan != plan or not storage.exists(tar) or storage.size(tar) != record.bytes:
+        return None
+    return record, refused
+
+
+def build_manifest(
+    *,
+    kind: str,
+    seed: int,
+    recipe: dict[str, Any],
+    sources: dict[str, str],
+    licences: Sequence[str],
+    shards: Sequence[ShardRecord],
+    refused: Sequence[Refused],
+    notes: Sequence[str] = (),
+) -> dict[str, Any]:
+    """The content of ``corpus.json``.
+
+    Args:
+        kind: what the corpus is, for instance ``synthetic`` or ``avsbench_s4``.
+        recipe: the resolved recipe, without anything that leaves the bytes as they are.
+        sources: fingerprint of each source that the samples were made from.
+        notes: sentences that whoever uses the corpus should read.
+    """
+    ordered = sorted(shards, key=lambda record: record.path)
+    splits: dict[str, dict[str, Any]] = {}
+    for record in ordered:
+        split = splits.setdefault(record.split, {"samples": 0, "bytes": 0, "classes": {}})
+        split["samples"] += record.samples
+        split["bytes"] += record.bytes
+        for name, count in record.classes.items():
+            split["classes"][name] = split["classes"].get(name, 0) + count
+    return {
+        "format_version": FORMAT_VERSION,
+        "kind": kind,
+        "seed": seed,
+        "recipe": recipe,
+        "recipe_sha256": digest_of(recipe),
+        "sources": sources,
+        "licences": sorted(set(licences)),
+        "notes": list(notes),
+        "refused": len(refused),
+        "splits": splits,
+        "shards": [asdict(record) for record in ordered],
+    }
+
+
+def write_refused(uri: str, refused: Sequence[Refused]) -> None:
+    """Write ``refused.parquet``, sorted by id."""
+    rows = [asdict(r) for r in sorted(refused, key=lambda r: (r.id, r.reason))]
+    schema = pa.schema([(name, pa.string()) for name in ("id", "source", "reason")])
+    buffer = pa.BufferOutputStream()
+    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
+    storage.write_bytes(storage.join(uri, "refused.parquet"), buffer.getvalue().to_pybytes())
+
+
+def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str, str]) -> None:
+    """Refuse to write over another corpus.
+
+    Raises:
+        ValueError: a corpus of another recipe, seed or other sources stands at ``uri``.
+    """
+    try:
+        standing = Corpus.open(uri).manifest
+    except FileNotFoundError:
+        return
+    for name, ours in (("recipe", recipe), ("seed", seed), ("sources", sources)):
+        if standing[name] != ours:
+            raise ValueError(
+                f"another corpus stands at {uri} (its {name} differs): "
+                "choose another URI, or remove that one first"
+            )
+
+
+def commit(uri: str, manifest: dict[str, Any]) -> None:
+    """Write ``corpus.json``, after which the corpus stands."""
+    storage.write_bytes(storage.join(uri, MANIFEST), canonical_json(manifest))
+
+
+class Corpus:
+    """A committed corpus, read by offset.
+
+    Local shards are read in place; shards on object storage are copied once into the local
+    cache, their checksum verified there.
+    """
+
+    def __init__(self, uri: str, manifest: dict[str, Any], sha256: str) -> None:
+        self.uri = uri
+        self.manifest = manifest
+        self.sha256 = sha256
+        self.shards = [ShardRecord(**record) for record in manifest["shards"]]
+        self._tables: dict[str, pa.Table] = {}
+        self._files: dict[str, int] = {}
+
+    @classmethod
+    def open(cls, uri: str) -> Corpus:
+        """Open the corpus at ``uri``.
+
+        Raises:
+            FileNotFoundError: no committed corpus stands there.
+            ValueError: its manifest is damaged or of another format version.
+        """
+        uri = storage.normalise(uri)
+        try:
+            data = storage.read_bytes(storage.join(uri, MANIFEST), limit=_MANIFEST_LIMIT)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no corpus stands at {uri}: {MANIFEST} is missing; check the URI, or let the "
+                "job that makes it run to its end"
+            ) from None
+        try:
+            manifest = json.loads(data)
+            version = manifest["format_version"]
+            if version != FORMAT_VERSION:
+                raise ValueError(
+                    f"{uri} has corpus format {version}, this reads {FORMAT_VERSION}: "
+                    "write the corpus again"
+                )
+            return cls(uri, manifest, hashlib.sha256(data).hexdigest())
+        except (KeyError, TypeError, json.JSONDecodeError):
+            raise ValueError(f"{uri}/{MANIFEST} is damaged: write the corpus again") from None
+
+    @property
+    def splits(self) -> list[str]:
+        """The names of the splits."""
+        return sorted(self.manifest["splits"])
+
+    @property
+    def classes(self) -> list[str]:
+        """Every class that sounds anywhere in the corpus, sorted."""
+        return sorted({c for s in self.manifest["splits"].values() for c in s["classes"]})
+
+    def table(self, split: str) -> pa.Table:
+        """One row per sample, in shard order: key, shard, scene, classes, frames, members.
+
+        Raises:
+            ValueError: the corpus has no such split, or an index does not match its checksum.
+        """
+        if split not in self.manifest["splits"]:
+            raise ValueError(f"{self.uri} has no split {split!r}, only {', '.join(self.splits)}")
+        if split not in self._tables:
+            tables = [self._read_index(r) for r in self.shards if r.split == split]
+            self._tables[split] = pa.concat_tables(tables)
+        return self._tables[split]
+
+    def _read_index(self, record: ShardRecord) -> pa.Table:
+        path = storage.join(self.uri, record.path.removesuffix(".tar") + ".parquet")
+        data = storage.read_bytes(path)
+        if hashlib.sha256(data).hexdigest() != record.index_sha256:
+            raise ValueError(f"{path} does not match its checksum: write the corpus again")
+        table = pq.read_table(pa.BufferReader(data))
+        return table.append_column("shard", pa.array([record.path] * len(table)))
+
+    def __getstate__(self) -> dict[str, Any]:
+        # Open files do not travel to other processes; they are opened anew there.
+        return {**self.__dict__, "_files": {}}
+
+    def read(self, split: str, row: int, *, names: Sequence[str] | None = None) -> Sample:
+        """The sample in ``row`` of ``table(split)``, all members or only those in ``names``."""
+        table = self.table(split)
+        record = table.slice(row, 1).to_pylist()[0]
+        file = self._file(record["shard"])
+        members: dict[str, bytes] = {}
+        meta: dict[str, Any] = {}
+        for member in record["members"]:
+            name = member["name"]
+            if names is not None and name not in names and name != "json":
+                continue
+            data = os.pread(file, member["size"], member["offset"])
+            if len(data) != member["size"]:
+                raise ValueError(
+                    f"{self.uri}/{record['shard']} ends inside {record['key']}.{name}: "
+                    "the shard is damaged, write it again"
+                )
+            if name == "json":
+                meta = json.loads(data)
+            else:
+                members[name] = data
+        return Sample(key=record["key"], members=members, meta=meta)
+
+    def _file(self, path: str) -> int:
+        if path not in self._files:
+            uri = storage.join(self.uri, path)
+            record = next(r for r in self.shards if r.path == path)
+            local = _local_shard(uri, record) if uri.startswith("s3://") else Path(uri)
+            if not local.is_file() or local.stat().st_size != record.bytes:
+                raise ValueError(f"{uri} is missing or cut short: write the corpus again")
+            self._files[path] = os.open(local, os.O_RDONLY)
+        return self._files[path]
+
+
+def _local_shard(uri: str, record: ShardRecord) -> Path:
+    """The cached copy of a shard; its name is its checksum, so it can never be stale."""
+    local = storage.cache_folder() / "shards" / f"{record.sha256}.tar"
+    if local.is_file() and local.stat().st_size == record.bytes:
+        return local
+    storage.download(uri, local)
+    with local.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    if found != record.sha256:
+        local.unlink()
+        raise ValueError(f"{uri} does not match its checksum: write the corpus again")
+    return local

@@ -1,0 +1,87 @@
+"""A model against a corpus: M_J, M_F, and whether it listens."""
+
+from __future__ import annotations
+
+import logging
+import time
+from dataclasses import dataclass
+from typing import Any
+
+from infra import registry
+from infra.config import main, to_dict
+from infra.corpus import Corpus
+from infra.tracking import DEFAULT_EXPERIMENT, Tracker
+from training.checkpoint import load_model
+from training.evaluation import SOUNDS, can_swap, listening, score_sounds, sound_blind
+
+log = logging.getLogger("evaluate")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CorpusChoice:
+    """The corpus to score on."""
+
+    uri: str
+    """A path, file:// or s3:// URI."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluateConfig:
+    """What is scored, on what."""
+
+    model: str
+    """A model folder (path or s3://), models:/name@alias, or runs:/<run id>/model."""
+    corpus: CorpusChoice
+    split: str = "test"
+    """The split of the corpus."""
+    limit: int | None = None
+    """Score this many clips, spread evenly over the split; all when not given."""
+    track: bool = False
+    """Write the scores to MLflow."""
+    experiment: str = DEFAULT_EXPERIMENT
+    """The experiment of MLflow that they are written to."""
+    tracking_uri: str | None = None
+    """sqlite:///path, http:// or https://; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
+
+
+def evaluate(config: EvaluateConfig) -> dict[str, Any]:
+    """Score a model on a split: with its own sound, a swapped sound and silence.
+
+    Raises:
+        ValueError: the corpus has no such split, or nothing in it can be scored.
+        FileNotFoundError: the model or the corpus does not exist.
+    """
+    if config.limit is not None and config.limit < 1:
+        raise ValueError(f"limit must be at least 1, got {config.limit}")
+    corpus = Corpus.open(config.corpus.uri)
+    # Real footage may be of one class only; then there is nothing to swap.
+    sounds = SOUNDS if can_swap(corpus, config.split) else ("own", "silence")
+    model = load_model(registry.resolve(config.model, config.tracking_uri))
+    started = time.monotonic()
+    by_sound = score_sounds(model, corpus, config.split, sounds=sounds, limit=config.limit)
+    own = by_sound["own"]
+    log.info("%s %s: m_j %.4f, m_f %.4f", corpus.uri, config.split, own["m_j"], own["m_f"])
+    summary: dict[str, Any] = {
+        "model": config.model,
+        "corpus": corpus.uri,
+        "corpus_sha256": corpus.sha256,
+        "split": config.split,
+        **own,
+        "sound_swapped": by_sound.get("swapped"),
+        "silence": by_sound["silence"],
+        "sound_blind": sound_blind(corpus, config.split, limit=config.limit),
+        "listening": listening(model, corpus, config.split, limit=config.limit),
+        "seconds": round(time.monotonic() - started, 2),
+    }
+    if config.track:
+        tracker = Tracker(config.tracking_uri, config.experiment)
+        with tracker.run(f"evaluate {config.split}") as run:
+            run.log_config(to_dict(config))
+            run.log_corpus(corpus, name=corpus.manifest["kind"], context=config.split)
+            run.log_scores({config.split: summary})
+            summary["run_id"] = run.id
+    return summary
+
+
+if __name__ == "__main__":
+    main(evaluate, EvaluateConfig)

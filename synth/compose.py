@@ -1,0 +1,157 @@
+"""Laying cut-outs on a background: the picture and what stays visible of each object.
+
+Shapes: H, W pixels; C channels (3 RGB, 4 RGBA). Colours are uint8 outside this module and
+float32 in [0, 255] inside.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from PIL import Image, ImageFilter
+
+# A pixel belongs to an object where its alpha is at least a half.
+_OPAQUE = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """A change of light: ``gain`` per colour channel, then ``contrast`` around mid grey."""
+
+    gain: tuple[float, float, float] = (1.0, 1.0, 1.0)
+    contrast: float = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """Where and how a cut-out stands in the picture."""
+
+    left: float
+    """x of its left edge in pixels; may lie outside the picture."""
+    top: float
+    """y of its top edge in pixels."""
+    width: int
+    """Its width in pixels after scaling."""
+    height: int
+    """Its height in pixels after scaling."""
+    flip: bool = False
+    light: Light = Light()
+    feather: float = 0.5
+    """Standard deviation in pixels of the blur of its edge."""
+
+
+def trim(cutout_HW4: np.ndarray) -> np.ndarray:
+    """The cut-out without its empty margins.
+
+    Raises:
+        ValueError: nothing in it is opaque.
+    """
+    solid_HW = cutout_HW4[..., 3] >= 128
+    if not solid_HW.any():
+        raise ValueError("the cut-out is fully transparent")
+    rows, columns = np.flatnonzero(solid_HW.any(1)), np.flatnonzero(solid_HW.any(0))
+    return cutout_HW4[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
+
+
+def fit(cutout_HW4: np.ndarray, long_side: int) -> tuple[int, int]:
+    """``(width, height)`` of the cut-out scaled to a long side of ``long_side`` pixels."""
+    return fit_size(cutout_HW4.shape[1], cutout_HW4.shape[0], long_side)
+
+
+def fit_size(width: int, height: int, long_side: int) -> tuple[int, int]:
+    """``(width, height)`` in pixels with the same aspect and the long side ``long_side``."""
+    scale = long_side / max(width, height)
+    return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def apply_light(image_HWC: np.ndarray, light: Light) -> np.ndarray:
+    """float32 ``[H, W, 3]`` under another light, within [0, 255]."""
+    lit = image_HWC[..., :3].astype(np.float32) * np.asarray(light.gain, np.float32)
+    return np.clip((lit - 128.0) * light.contrast + 128.0, 0.0, 255.0)
+
+
+def compose(
+    background_HW3: np.ndarray, layers: Sequence[tuple[np.ndarray, Placement]]
+) -> tuple[np.ndarray, list[np.ndarray]]:
+    """Paint cut-outs over a background, the first one farthest away.
+
+    Args:
+        background_HW3: uint8 or float32 picture.
+        layers: trimmed RGBA cut-outs and their placements.
+
+    Returns:
+        the picture, uint8 ``[H, W, 3]``, and per layer what is visible of it, bool ``[H, W]``.
+    """
+    canvas_HW3 = background_HW3.astype(np.float32)
+    visible: list[np.ndarray] = []
+    for cutout_HW4, placement in layers:
+        colour_HW3, alpha_HW = _scaled(cutout_HW4, placement)
+        solid_HW = np.zeros(canvas_HW3.shape[:2], bool)
+        rows, columns, own_rows, own_columns = _overlap(placement, alpha_HW.shape, solid_HW.shape)
+        alpha = alpha_HW[own_rows, own_columns]
+        under = canvas_HW3[rows, columns]
+        canvas_HW3[rows, columns] = under + alpha[..., None] * (
+            colour_HW3[own_rows, own_columns] - under
+        )
+        solid_HW[rows, columns] = alpha >= _OPAQUE
+        visible = [earlier & ~solid_HW for earlier in visible]
+        visible.append(solid_HW)
+    return np.rint(np.clip(canvas_HW3, 0, 255)).astype(np.uint8), visible
+
+
+def _scaled(cutout_HW4: np.ndarray, placement: Placement) -> tuple[np.ndarray, np.ndarray]:
+    """Colour uint8 ``[h, w, 3]`` and soft alpha float32 ``[h, w]`` at the placed size."""
+    # Pillow scales RGBA premultiplied: what lies under full transparency is no picture.
+    picture = Image.fromarray(cutout_HW4).resize(
+        (placement.width, placement.height), Image.Resampling.BILINEAR
+    )
+    scaled_HW4 = np.asarray(picture)
+    colour_HW3, alpha_HW = scaled_HW4[..., :3], scaled_HW4[..., 3].astype(np.float32) / 255.0
+    if placement.feather > 0:
+        # Pull the edge inwards as it softens, so that no halo of undefined colour appears.
+        soft = picture.getchannel("A").filter(ImageFilter.GaussianBlur(placement.feather))
+        alpha_HW = np.minimum(alpha_HW, np.asarray(soft, np.float32) / 255.0)
+    if placement.flip:
+        colour_HW3, alpha_HW = colour_HW3[:, ::-1], alpha_HW[:, ::-1]
+    return apply_light(colour_HW3, placement.light), alpha_HW
+
+
+def _overlap(
+    placement: Placement, own: tuple[int, ...], canvas: tuple[int, ...]
+) -> tuple[slice, slice, slice, slice]:
+    """The rows and columns that a placed layer covers, in the canvas and in the layer."""
+    top, left = round(placement.top), round(placement.left)
+    y0, y1 = np.clip([top, top + own[0]], 0, canvas[0])
+    x0, x1 = np.clip([left, left + own[1]], 0, canvas[1])
+    return slice(y0, y1), slice(x0, x1), slice(y0 - top, y1 - top), slice(x0 - left, x1 - left)
+
+
+def overlap_share(a: Placement, b: Placement) -> float:
+    """Area of the two boxes' intersection as a share of the smaller box."""
+    width = min(a.left + a.width, b.left + b.width) - max(a.left, b.left)
+    height = min(a.top + a.height, b.top + b.height) - max(a.top, b.top)
+    if width <= 0 or height <= 0:
+        return 0.0
+    return (width * height) / min(a.width * a.height, b.width * b.height)
+
+
+def crop_background(
+    picture_HW3: np.ndarray, *, x: float, y: float, zoom: float, size: tuple[int, int]
+) -> np.ndarray:
+    """A stretch of a picture as a background of ``size`` (height, width), uint8.
+
+    Args:
+        x, y: position of the crop, 0 (left, top) to 1 (right, bottom).
+        zoom: 1 takes the largest crop of the right aspect, 2 half its width and height.
+    """
+    height, width = picture_HW3.shape[:2]
+    scale = min(width / size[1], height / size[0]) / zoom
+    crop_width, crop_height = size[1] * scale, size[0] * scale
+    left, top = x * (width - crop_width), y * (height - crop_height)
+    box = (left, top, left + crop_width, top + crop_height)
+    picture = Image.fromarray(picture_HW3[..., :3]).resize(
+        (size[1], size[0]), Image.Resampling.BILINEAR, box=box
+    )
+    return np.asarray(picture)

@@ -1,0 +1,249 @@
+"""What a catalog takes in, what it refuses and why; pictures and sounds are made here."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from infra import media, storage
+from synth import sources
+from synth.catalog import MARKER, Catalog, assemble, build_catalog, inspect
+from synth.tables import Candidate, Clip, Object, Refused, read_table
+
+
+def cut_out(seed: int = 0, *, size: int = 40, hidden: int = 0) -> bytes:
+    """A PNG of a noisy disc on transparency; ``hidden`` is the colour under the transparency."""
+    image_HWC = np.random.default_rng(seed).integers(0, 255, (size, size, 4), dtype=np.uint8)
+    rows, columns = np.mgrid[:size, :size] - size // 2
+    inside_HW = rows**2 + columns**2 < (size // 3) ** 2
+    image_HWC[..., 3] = np.where(inside_HW, 255, 0)
+    image_HWC[~inside_HW, :3] = hidden
+    return media.encode_png(image_HWC)
+
+
+def photo(seed: int = 0, *, size: int = 64) -> bytes:
+    noise_HWC = np.random.default_rng(seed).integers(0, 255, (size, size, 3), dtype=np.uint8)
+    return media.encode_png(noise_HWC)
+
+
+def noise(seed: int = 0, *, gain: float = 0.3, seconds: float = 1.0) -> np.ndarray:
+    count = int(16_000 * seconds)
+    return (np.random.default_rng(seed).uniform(-1, 1, count) * gain).astype(np.float32)
+
+
+def candidate(role: str = "object", **more: str) -> Candidate:
+    values = {"class_name": "dog", "path": f"{role}.bin", "source": "made", **more}
+    return Candidate(role=role, **values)
+
+
+def refusal(made: Candidate, data: bytes) -> str:
+    row = inspect(made, data)
+    assert isinstance(row, Refused), row
+    assert (row.id, row.source) == (made.path, made.source)
+    return row.reason
+
+
+def write(folder: Path, files: dict[str, bytes]) -> str:
+    for path, data in files.items():
+        (folder / path).parent.mkdir(parents=True, exist_ok=True)
+        (folder / path).write_bytes(data)
+    return str(folder)
+
+
+@pytest.fixture
+def own_media(tmp_path: Path) -> str:
+    return write(
+        tmp_path / "own",
+        {
+            "objects/dog/rex.png": cut_out(1),
+            "objects/dog/again.png": cut_out(1, hidden=77),
+            "objects/cat/tom.png": cut_out(2),
+            "sounds/dog/bark.wav": media.encode_wav(noise(1)),
+            "sounds/dog/copy.flac": media.encode_flac(noise(1)),
+            "sounds/cat/meow.ogg": media.encode_wav(noise(2)),
+            "sounds/cat/quiet.wav": media.encode_wav(noise(3, gain=0.0)),
+            "sounds/cat/broken.wav": b"RIFF....WAVE",
+            "backgrounds/field.png": photo(1),
+            "silent/stone.png": cut_out(4),
+            "photos/dog/park.png": photo(2),
+            "objects/cat/notes.txt": b"not media",
+        },
+    )
+
+
+def test_a_cut_out_is_measured() -> None:
+    row = inspect(candidate(licence="CC0-1.0", author="A"), cut_out())
+    assert isinstance(row, Object)
+    assert (row.width, row.height, row.class_name) == (40, 40, "dog")
+    assert (row.licence, row.author) == ("CC0-1.0", "A")
+    assert row.mask_fraction == pytest.approx(np.pi * 13**2 / 1600, rel=0.05)
+
+
+def test_a_sound_is_measured() -> None:
+    wave_N = noise(seconds=1.5)
+    row = inspect(candidate("sound"), media.encode_wav(wave_N))
+    assert isinstance(row, Clip)
+    assert (row.seconds, row.rate) == (1.5, 16_000)
+    assert row.rms == pytest.approx(0.3 / np.sqrt(3), rel=0.02)
+    assert row.peak == pytest.approx(np.abs(wave_N).max(), abs=1e-3)
+
+
+def test_silent_sounds_are_refused_with_their_reason() -> None:
+    for gain in (0.0, 1e-5):
+        reason = refusal(candidate("sound"), media.encode_wav(noise(gain=gain)))
+        assert reason.startswith("silent: rms 0.0000")
+
+
+def test_what_the_source_rules_out_is_refused_without_a_look() -> None:
+    speech = candidate("sound").refused("speech: a spoken description")
+    assert refusal(speech, b"") == "speech: a spoken description"
+    drawing = candidate("object").refused("drawing: an SVG")
+    assert refusal(drawing, cut_out()) == "drawing: an SVG"
+
+
+@pytest.mark.parametrize("role", ["object", "silent", "background", "photo", "sound"])
+@pytest.mark.parametrize("data", [b"", b"no media", cut_out()[:60], b"\x89PNG\r\n\x1a\n" * 9])
+def test_unreadable_files_are_refused_and_the_reason_is_the_same_every_time(
+    role: str, data: bytes
+) -> None:
+    reason = refusal(candidate(role), data)
+    assert reason.startswith("unreadable: ")
+    assert " at 0x" not in reason
+
+
+def test_oversize_pictures_are_refused_before_they_are_unpacked() -> None:
+    header = bytearray(photo(size=64))
+    header[16:24] = (100_000).to_bytes(4, "big") * 2  # IHDR: width and height
+    header[29:33] = zlib.crc32(header[12:29]).to_bytes(4, "big")
+    reason = refusal(candidate("background"), bytes(header))
+    assert "100000x100000" in reason or "decompression bomb" in reason
+
+
+def test_sizes_and_lengths_out_of_bounds_are_refused() -> None:
+    assert refusal(candidate(), cut_out(size=8)).startswith("size: 8x8")
+    short = media.encode_wav(noise(seconds=0.05))
+    assert refusal(candidate("sound"), short).startswith("size: the sound lasts 0.050 s")
+    long = media.encode_flac(np.zeros(16_000 * 601, np.float32))
+    assert "more than the 600 s" in refusal(candidate("sound"), long)
+
+
+def test_samples_that_are_no_numbers_are_refused() -> None:
+    import io
+
+    import soundfile
+
+    wave_N = noise()
+    wave_N[100] = np.nan
+    buffer = io.BytesIO()
+    soundfile.write(buffer, wave_N, 16_000, format="WAV", subtype="FLOAT")
+    assert "finite" in refusal(candidate("sound"), buffer.getvalue())
+
+
+def test_cut_outs_need_transparency_that_is_neither_full_nor_empty() -> None:
+    assert "needs an alpha channel" in refusal(candidate(), photo())
+    for alpha in (0, 255):
+        image_HWC = np.full((30, 30, 4), alpha, np.uint8)
+        assert "of the cut-out is opaque" in refusal(candidate(), media.encode_png(image_HWC))
+    assert "may not have transparent parts" in refusal(candidate("background"), cut_out())
+
+
+def test_a_class_must_be_known() -> None:
+    assert refusal(candidate(class_name=""), cut_out()).startswith("class: ")
+
+
+def test_duplicates_are_told_by_decoded_content_not_by_file_bytes(own_media: str) -> None:
+    catalog = build_catalog(own_media, list(sources.candidates(own_media)))
+    reasons = {row.id: row.reason for row in catalog.refused}
+    assert reasons["sounds/dog/copy.flac"].endswith("the same content as sounds/dog/bark.wav")
+    # Other bytes under full transparency, the same picture: the first by id stays.
+    assert reasons["objects/dog/rex.png"].endswith("the same content as objects/dog/again.png")
+    assert reasons["sounds/cat/quiet.wav"].startswith("silent: ")
+    assert reasons["sounds/cat/broken.wav"].startswith("unreadable: ")
+    assert len(reasons) == 4
+    assert catalog.classes == ["cat", "dog"]
+    assert catalog.summary()["refused_by_reason"] == {"duplicate": 2, "silent": 1, "unreadable": 1}
+
+
+def test_a_catalog_does_not_depend_on_the_order_of_the_candidates(own_media: str) -> None:
+    offered = list(sources.candidates(own_media))
+    forward = build_catalog(own_media, offered)
+    backward = build_catalog(
+        own_media, offered[::-1], map_rows=lambda rows, fn: [fn(row) for row in rows][::-1]
+    )
+    assert forward == backward
+    assert forward.fingerprint == backward.fingerprint
+
+
+def test_a_catalog_reads_back_as_written_in_the_same_bytes(own_media: str, tmp_path: Path) -> None:
+    catalog = build_catalog(own_media, list(sources.candidates(own_media)))
+    for name in ("a", "b"):
+        catalog.write(str(tmp_path / name))
+    assert Catalog.read(str(tmp_path / "a")) == catalog
+    first, second = (sorted((tmp_path / name).iterdir()) for name in ("a", "b"))
+    assert [f.read_bytes() for f in first] == [f.read_bytes() for f in second]
+    data = storage.read_bytes(catalog.uri_of(catalog.objects[0]))
+    assert data == cut_out(2)
+
+
+def test_the_fingerprint_does_not_depend_on_where_the_media_lie(
+    own_media: str, tmp_path: Path
+) -> None:
+    moved = Path(own_media).rename(tmp_path / "elsewhere")
+    there = build_catalog(str(moved), list(sources.candidates(str(moved))))
+    moved.rename(own_media)
+    here = build_catalog(own_media, list(sources.candidates(own_media)))
+    assert there.folder != here.folder
+    assert there.fingerprint == here.fingerprint
+
+
+def test_an_unfinished_or_changed_catalog_is_not_read(own_media: str, tmp_path: Path) -> None:
+    catalog = build_catalog(own_media, list(sources.candidates(own_media)))
+    uri = str(tmp_path / "catalog")
+    catalog.write(uri)
+    fewer = dataclasses.replace(catalog, silent=[])
+    fewer.write(str(tmp_path / "fewer"))
+    (tmp_path / "fewer" / "silent.parquet").replace(tmp_path / "catalog" / "silent.parquet")
+    with pytest.raises(ValueError, match="not those it was closed with"):
+        Catalog.read(uri)
+    (tmp_path / "catalog" / MARKER).write_text(json.dumps({"format": 99, "folder": "x"}))
+    with pytest.raises(ValueError, match="no catalog of format"):
+        Catalog.read(uri)
+    (tmp_path / "catalog" / MARKER).unlink()
+    with pytest.raises(FileNotFoundError):
+        Catalog.read(uri)
+
+
+def test_a_table_of_other_rows_is_not_read(own_media: str, tmp_path: Path) -> None:
+    build_catalog(own_media, list(sources.candidates(own_media))).write(str(tmp_path / "c"))
+    with pytest.raises(ValueError, match="not those of Clip"):
+        read_table(str(tmp_path / "c" / "objects.parquet"), Clip)
+    (tmp_path / "c" / "clips.parquet").write_bytes(b"no parquet")
+    with pytest.raises(ValueError, match="is no table"):
+        read_table(str(tmp_path / "c" / "clips.parquet"), Clip)
+
+
+def test_an_empty_folder_is_one_clear_sentence(tmp_path: Path) -> None:
+    for folder in (tmp_path, tmp_path / "nowhere"):
+        with pytest.raises(ValueError, match=r"holds no media: it needs objects/<class>/\*\.png"):
+            list(sources.candidates(str(folder)))
+
+
+def test_media_that_cannot_make_a_scene_are_one_clear_sentence(tmp_path: Path) -> None:
+    bark = inspect(candidate("sound", path="bark.wav"), media.encode_wav(noise()))
+    rex = inspect(candidate("object", path="rex.png"), cut_out())
+    tom = inspect(candidate("object", path="tom.png", class_name="cat"), cut_out(3))
+    field = inspect(candidate("background", path="field.png"), photo())
+    blank = inspect(candidate("sound", path="blank.wav"), b"")
+    with pytest.raises(ValueError, match="no usable cut-out"):
+        assemble("folder", [bark, field])
+    with pytest.raises(ValueError, match=r"no usable sound; 1 files were refused.*blank\.wav"):
+        assemble("folder", [rex, field, blank])
+    with pytest.raises(ValueError, match="no usable background"):
+        assemble("folder", [rex, bark])
+    with pytest.raises(ValueError, match="no class in folder has both"):
+        assemble("folder", [tom, bark, field])

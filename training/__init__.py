@@ -1,0 +1,1 @@
+"""How SAVE learns: data, losses, the loop, checkpoints and evaluation."""
