@@ -28,7 +28,7 @@ from infra.tracking import MODEL_FOLDER, open_client
 
 CANDIDATE = "candidate"
 CHAMPION = "champion"
-WEIGHTS = "save.safetensors"
+MODEL_FILES = ("save.json", "save.safetensors")
 
 _EVALUATION = "evaluation."
 _PROMOTION = "promotion."
@@ -69,11 +69,12 @@ def register(
         raise ValueError(f"{name!r} is no model name: use 1 to 100 letters, digits, '_' and '-'")
     source = f"{_artifact_root(client, run_id)}/{MODEL_FOLDER}"
     folder = _local_or_s3(client, source)
-    if not storage.exists(storage.join(folder, WEIGHTS)):
-        raise ValueError(
-            f"run {run_id} holds no model: {MODEL_FOLDER}/{WEIGHTS} is missing; log a model folder"
-        )
-    tags = {"weights_sha256": weights_sha256(folder)}
+    for file in MODEL_FILES:
+        if not storage.exists(storage.join(folder, file)):
+            raise ValueError(
+                f"run {run_id} holds no model: {MODEL_FOLDER}/{file} is missing; log a model folder"
+            )
+    tags = {"model_sha256": model_sha256(folder)}
     for what, evaluation in evaluations.items():
         tags[_EVALUATION + what] = json.dumps(asdict(evaluation), sort_keys=True)
     try:
@@ -205,11 +206,18 @@ def history(client: MlflowClient, name: str) -> list[dict[str, Any]]:
     return [json.loads(tags[key]) for key in sorted(tags) if key.startswith(_PROMOTION)]
 
 
-def weights_sha256(folder: str) -> str:
-    """sha256 (hex) of a model folder's weights."""
-    fs, path = storage.filesystem(storage.join(folder, WEIGHTS))
-    with fs.open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+def model_sha256(folder: str) -> str:
+    """sha256 (hex) over the files of a model folder.
+
+    Raises:
+        FileNotFoundError: one of them is missing.
+    """
+    digest = hashlib.sha256()
+    for name in MODEL_FILES:
+        fs, path = storage.filesystem(storage.join(folder, name))
+        with fs.open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
 
 
 def _artifact_root(client: MlflowClient, run_id: str) -> str:

@@ -34,12 +34,19 @@ FORMAT_VERSION = 1
 _PROBED_VALUES = 64
 
 
-def save(model: SAVE, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+def save(
+    model: SAVE,
+    folder: Path,
+    *,
+    weights: Mapping[str, Tensor] | None = None,
+    published: str | None = None,
+) -> None:
     """Write a model into ``folder``.
 
     Args:
         weights: taken in place of the model's own tensors of these names, for instance the full
             precision copies that an optimizer holds.
+        published: ``fingerprint`` of the model before it was cast to another precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {
@@ -49,7 +56,7 @@ def save(model: SAVE, folder: Path, *, weights: Mapping[str, Tensor] | None = No
     description = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model.config),
-        "published_weights": _fingerprint(model),
+        "published_weights": published or fingerprint(model),
     }
     save_file(kept, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -93,7 +100,7 @@ def load_weights(model: SAVE, folder: Path) -> None:
     if different:
         told = ", ".join(f"{k} {theirs.get(k)} instead of {ours.get(k)}" for k in different)
         raise ValueError(f"{folder} holds a model of another configuration: {told}")
-    if description["published_weights"] != _fingerprint(model):
+    if description["published_weights"] != fingerprint(model):
         raise ValueError(
             f"{folder} was trained on other SAM or VGGish weights than those given: name the "
             "sam_checkpoint and vggish_checkpoint that it was trained with"
@@ -139,7 +146,7 @@ def _learned(model: SAVE) -> dict[str, Tensor]:
     return {name: value for name, value in state.items() if name in trained}
 
 
-def _fingerprint(model: SAVE) -> str | None:
+def fingerprint(model: SAVE) -> str | None:
     """sha256 over evenly spread values of every tensor that ``_learned`` leaves out.
 
     Of the 160 million values of SAM and VGGish a few thousand tell one checkpoint from another.
@@ -151,7 +158,7 @@ def _fingerprint(model: SAVE) -> str | None:
     digest = hashlib.sha256()
     for name, value in left_out.items():
         values = value.detach().flatten()
-        probes = torch.linspace(0, values.numel() - 1, _PROBED_VALUES).round().long()
+        probes = torch.linspace(0, values.numel() - 1, _PROBED_VALUES, dtype=torch.float64).long()
         probed = values[probes.to(values.device)].to("cpu", torch.float32)
         digest.update(f"{name} {list(value.shape)}".encode())
         digest.update(probed.numpy().tobytes())

@@ -5,12 +5,12 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any
 
 from infra import cluster, config, storage
 from synth.catalog import Catalog, build_catalog
 from synth.distribute import map_rows
-from synth.sources import debian_media, folder
+from synth.sources import candidates, debian_media
 from synth.tables import Candidate
 
 logger = logging.getLogger(__name__)
@@ -20,11 +20,10 @@ logger = logging.getLogger(__name__)
 class MediaConfig:
     """Where pictures and sounds come from."""
 
-    source: Literal["debian_media", "folder"] = "debian_media"
-    """debian_media: photographic cut-outs, sounds and backgrounds from Debian packages;
-    folder: your own, as objects/<class>/*.png, sounds/<class>/*.wav, backgrounds/*.jpg."""
     folder: str | None = None
-    """The folder or s3:// prefix with the media; debian_media downloads them when not named."""
+    """A folder or s3:// prefix with objects/<class>/*.png (cut-outs), sounds/<class>/*.wav and
+    backgrounds/*.jpg. Without one, photographic cut-outs, sounds and backgrounds are downloaded
+    from Debian packages into the media cache."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,25 +40,21 @@ class CatalogConfig:
 
 def find_media(media: MediaConfig) -> tuple[str, Sequence[Candidate]]:
     """The media folder, fetched where need be, and what is in it."""
-    if media.source == "folder":
-        if media.folder is None:
-            raise ValueError("media.source is 'folder' but none is named: add --media.folder")
-        return media.folder, list(folder.candidates(media.folder))
     where = media.folder
     if where is None:
         where = str(debian_media.fetch(storage.cache_folder(), progress=logger.info))
-    return where, list(debian_media.candidates(where))
+    return where, list(candidates(where))
 
 
 def make_catalog(job: CatalogConfig) -> Catalog:
     """Look at all media and write the catalog to ``job.uri``."""
-    where, candidates = find_media(job.media)
-    logger.info("looking at %d files of %s", len(candidates), where)
+    where, offered = find_media(job.media)
+    logger.info("looking at %d files of %s", len(offered), where)
 
     def map_on_cluster(rows: Any, fn: Any) -> Any:
         return map_rows(rows, fn, parallelism=job.parallelism)
 
-    catalog = build_catalog(where, candidates, map_rows=map_on_cluster)
+    catalog = build_catalog(where, offered, map_rows=map_on_cluster)
     catalog.write(job.uri)
     return catalog
 

@@ -7,6 +7,8 @@ import time
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from infra import registry
 from infra.config import main, to_dict
 from infra.corpus import Corpus
@@ -42,6 +44,10 @@ class EvaluateConfig:
     """The experiment of MLflow that they are written to."""
     tracking_uri: str | None = None
     """sqlite:///path, http:// or https://; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
+    sam_checkpoint: str | None = None
+    """SAM's published weights (path or URI), for a model that stands on them."""
+    vggish_checkpoint: str | None = None
+    """VGGish's published weights, likewise."""
 
 
 def evaluate(config: EvaluateConfig) -> dict[str, Any]:
@@ -56,7 +62,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     corpus = Corpus.open(config.corpus.uri)
     # Real footage may be of one class only; then there is nothing to swap.
     sounds = SOUNDS if can_swap(corpus, config.split) else ("own", "silence")
-    model = load_model(registry.resolve(config.model, config.tracking_uri))
+    model = load_model(
+        registry.resolve(config.model, config.tracking_uri),
+        sam_checkpoint=config.sam_checkpoint,
+        vggish_checkpoint=config.vggish_checkpoint,
+    ).to("cuda" if torch.cuda.is_available() else "cpu")
     started = time.monotonic()
     by_sound = score_sounds(model, corpus, config.split, sounds=sounds, limit=config.limit)
     own = by_sound["own"]

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from infra import media, registry, storage
@@ -58,6 +59,10 @@ class PredictConfig:
     """Longer videos and sounds are refused."""
     tracking_uri: str | None = None
     """The registry of models:/ and runs:/; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
+    sam_checkpoint: str | None = None
+    """SAM's published weights (path or URI), for a model that stands on them."""
+    vggish_checkpoint: str | None = None
+    """VGGish's published weights, likewise."""
 
 
 def predict(config: PredictConfig) -> dict[str, Any]:
@@ -86,7 +91,11 @@ def predict(config: PredictConfig) -> dict[str, Any]:
             log.warning("%s has no sound: answered as for silence", config.input)
         elif not is_video:
             wave_N = loudest_example(wave_N)
-        model = load_model(registry.resolve(config.model, config.tracking_uri))
+        model = load_model(
+            registry.resolve(config.model, config.tracking_uri),
+            sam_checkpoint=config.sam_checkpoint,
+            vggish_checkpoint=config.vggish_checkpoint,
+        ).to("cuda" if torch.cuda.is_available() else "cpu")
         return _answer(config, model, frames, wave_N, is_video=is_video)
 
 

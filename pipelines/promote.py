@@ -1,7 +1,7 @@
 """The gate between ``candidate`` and ``champion``.
 
 A candidate becomes champion when its evaluation was saved with it, its score is at least the
-champion's (less ``epsilon``) on the very same data, its weights are the ones that were registered,
+champion's (less ``epsilon``) on the very same data, its files are the ones that were registered,
 and it loads and answers.
 """
 
@@ -36,6 +36,10 @@ class PromoteConfig:
     """How far the candidate may stay below the champion."""
     tracking_uri: str | None = None
     """sqlite:///path, http:// or https://; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
+    sam_checkpoint: str | None = None
+    """SAM's published weights (path or URI), for a model that stands on them."""
+    vggish_checkpoint: str | None = None
+    """VGGish's published weights, likewise."""
     dry_run: bool = False
     """Ask the gate, but move no alias."""
 
@@ -62,7 +66,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
             "nothing to promote"
         )
     gate = compare(config, candidate, champion)
-    smoke_test(client, candidate)
+    smoke_test(config, client, candidate)
     summary: dict[str, Any] = {
         "name": config.name,
         "version": int(candidate.version),
@@ -133,19 +137,23 @@ def _data(evaluation: registry.Evaluation) -> str:
     return f"{evaluation.corpus_sha256[:12]} {evaluation.split}"
 
 
-def smoke_test(client: MlflowClient, version: ModelVersion) -> None:
+def smoke_test(config: PromoteConfig, client: MlflowClient, version: ModelVersion) -> None:
     """Load the version and answer two random frames.
 
     Raises:
-        ValueError: its weights are not the ones registered, it does not load, or its answer is of
+        ValueError: its files are not the ones registered, it does not load, or its answer is of
             the wrong shape or not finite.
     """
     what = f"version {version.version} of {version.name!r}"
     try:
         folder = registry.folder_of(client, str(version.run_id), str(version.source))
-        if registry.weights_sha256(folder) != version.tags.get("weights_sha256"):
-            raise ValueError("its weights changed since it was registered")
-        model = load_model(folder).eval()
+        if registry.model_sha256(folder) != version.tags.get("model_sha256"):
+            raise ValueError("its files changed since it was registered")
+        model = load_model(
+            folder,
+            sam_checkpoint=config.sam_checkpoint,
+            vggish_checkpoint=config.vggish_checkpoint,
+        )
     except (ValueError, FileNotFoundError) as error:
         raise ValueError(f"{what} does not load: {error}") from None
     side = model.config.image_size

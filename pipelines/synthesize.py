@@ -21,6 +21,7 @@ from synth.render import render
 
 logger = logging.getLogger(__name__)
 
+RECIPE = Path(__file__).parent / "recipes" / "synthesize.yaml"
 KIND = "synthetic"
 NOTES = (
     "Scenes are composed: cut-outs on backgrounds, with a sound of the class that is masked.",
@@ -112,4 +113,4 @@ def _make(
 
 
 if __name__ == "__main__":
-    config.main(run, SynthesizeConfig, recipe=Path(__file__).parent / "recipes" / "synthesize.yaml")
+    config.main(run, SynthesizeConfig, recipe=RECIPE)

@@ -10,13 +10,11 @@ from __future__ import annotations
 
 import colorsys
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 import numpy as np
 
 from infra import media
-from infra.config import canonical_json, digest
-from infra.corpus import Corpus, Sample, commit, write_shard
+from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
 
 SAMPLES = {"train": 24, "val": 8, "test": 8}
 
@@ -71,18 +69,18 @@ def write_made_corpus(
                     del sample.members[f"mask{frame}.png"]
         for number, first in enumerate(range(0, count, shard_samples)):
             shard = made[first : first + shard_samples]
-            shards.append(write_shard(uri, split, number, shard, plan=f"{seed}-{split}-{number}"))
-    recipe: dict[str, Any] = {"classes": classes, "size": size, "frames": frames}
-    commit(
-        uri,
+            record, _ = write_shard(uri, split, number, shard, plan=f"{seed}-{split}-{number}")
+            shards.append(record)
+    manifest = build_manifest(
         kind="made",
         seed=seed,
-        recipe=recipe,
-        recipe_sha256=digest(recipe),
-        sources={"made": digest(canonical_json(recipe).decode())},
+        recipe={"classes": classes, "size": size, "frames": frames},
+        sources={"made": "0" * 64},
         licences=["CC0-1.0"],
         shards=shards,
+        refused=[],
     )
+    commit(uri, manifest)
     return Corpus.open(uri)
 
 

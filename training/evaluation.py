@@ -208,17 +208,19 @@ def examples(model: SAVE, corpus: Corpus, split: str, rows: Sequence[int]) -> li
         clip = _load(model, corpus, split, row, first_only=True)
         if not clip.frames:
             raise ValueError(f"row {row} of {corpus.uri} {split} has no annotated frame to show")
-        size = clip.truth_THW.shape[1:]
+        height, width = clip.truth_THW.shape[1:]
         sounds = (clip.log_mel_T1MF, _heard(corpus, split, clip, "swapped"))
         own_HW, swapped_HW = (
-            np.asarray(predict_clip(model, clip.images_T3SS, heard, size)[0].sigmoid() > 0.5)
+            np.asarray(
+                predict_clip(model, clip.images_T3SS, heard, (height, width))[0].sigmoid() > 0.5
+            )
             for heard in sounds
         )
         other = corpus.read(split, swapped_row(corpus, split, row), names=[])
         sheet.append(
             Row(
                 caption=_named(clip.meta),
-                image_HW3=media.resize_image(_picture(corpus, split, clip), *size),
+                image_HW3=media.resize_image(_picture(corpus, split, clip), height, width),
                 truth_HW=clip.truth_THW[0].numpy(),
                 predicted_HW=own_HW,
                 swapped_HW=swapped_HW,

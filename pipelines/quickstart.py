@@ -1,0 +1,374 @@
+"""The whole story on one machine: real pictures and sounds -> a promoted model.
+
+Every part is the job that runs on a cluster, called with small numbers. What stands from an
+earlier run is reused: media, catalog and corpora by their content, stages by their checkpoints.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from infra import cluster, config, console, registry, storage
+from infra.corpus import Corpus
+from infra.tracking import Run, Tracker
+from model import SAVE, build_save
+from pipelines import promote, shard_avsbench, synthesize
+from pipelines.catalog import CatalogConfig, MediaConfig, make_catalog
+from pipelines.showcase import Showcase, show
+from synth.catalog import Catalog
+from synth.distribute import map_rows
+from synth.miniature import Counts, MiniatureConfig, write_miniature
+from synth.plan import split_assets
+from synth.recipe import TRAIN, Samples
+from training.checkpoint import load_model
+from training.evaluation import listening, score_sounds, sound_blind
+from training.recipe import TrainConfig
+from training.stage import run_stage
+
+logger = logging.getLogger("quickstart")
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+MODEL_NAME = "save-quickstart"
+SUBSETS: tuple[Literal["s4", "ms3"], ...] = ("s4", "ms3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Steps:
+    """Optimisation steps of each stage."""
+
+    pretrain: int = 1500
+    """On the synthetic corpus."""
+    s4: int = 240
+    """On the miniature's S4, with and without pretraining."""
+    ms3: int = 160
+    """On the miniature's MS3, from the S4 model."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class QuickstartConfig:
+    """How large the story is told."""
+
+    folder: str = "runs/quickstart"
+    """Everything but the media goes here."""
+    media: MediaConfig = field(default_factory=MediaConfig)
+    """Where pictures and sounds come from."""
+    synthetic: Samples = Samples(train=6144, val=128, test=400, unseen=200)
+    """Samples of the synthetic corpus."""
+    miniature_s4: Counts = Counts(train=120, val=24, test=96)
+    """Clips of the S4 miniature."""
+    miniature_ms3: Counts = Counts(train=40, val=12, test=40)
+    """Clips of the MS3 miniature."""
+    steps: Steps = Steps()
+    """Length of the training stages."""
+    image_size: int = 128
+    """Side of the model's input, and of the synthetic pictures, in pixels."""
+    seed: int = 0
+    """Of everything that is drawn."""
+
+
+def quickstart(job: QuickstartConfig) -> dict[str, Any]:
+    """Tell the whole story: media, catalog, corpora, training, scores, registry, prediction."""
+    story = Story(job)
+    cluster.connect()
+    with story.part("catalog", "looking at every picture and sound"):
+        catalog = story.make_catalog()
+    with story.part("synthesis", "composing the synthetic corpus"):
+        synthetic = story.synthesize()
+    with story.part("miniature", "writing and sharding a miniature in AVSBench's layout"):
+        miniature = story.make_miniature(catalog)
+    tracker = Tracker(f"sqlite:///{story.folder}/mlflow.db", "quickstart")
+    with tracker.run("quickstart") as parent:
+        parent.log_config(config.to_dict(job))
+        models = story.train(tracker, parent, synthetic, miniature)
+        with story.part("evaluation", "scoring what was trained"):
+            scores = story.evaluate(models, synthetic, miniature)
+            parent.log_scores(scores)
+        with story.part("showcase", "predicting on a clip and on a photo"):
+            files = show(
+                Showcase(folder=story.folder / "showcase", seed=job.seed),
+                model_folder=models["finetune_ms3"],
+                sheet_model=load_model(models["finetune_s4"]),
+                corpus=miniature["s4"],
+                catalog=catalog,
+            )
+        with story.part("registry", "registering the model and asking the gate"):
+            registered = story.register(tracker, scores, miniature, files)
+    summary = {
+        "corpora": story.corpora,
+        "stages": story.stages,
+        "scores": scores,
+        "claims": claims(scores),
+        "registry": registered,
+        "files": {name: str(path) for name, path in files.items()},
+        "seconds": {name: round(value, 1) for name, value in story.seconds.items()},
+    }
+    storage.write_bytes(str(story.folder / "summary.json"), config.canonical_json(summary))
+    tell(summary)
+    cluster.disconnect()
+    return summary
+
+
+class Story:
+    """The parts of the story, what they cost and what they left behind."""
+
+    def __init__(self, job: QuickstartConfig) -> None:
+        self.job = job
+        self.folder = Path(job.folder).absolute()
+        self.seconds: dict[str, float] = {}
+        self.corpora: dict[str, dict[str, Any]] = {}
+        self.stages: dict[str, dict[str, Any]] = {}
+        self.run_ids: dict[str, str] = {}
+
+    @contextmanager
+    def part(self, name: str, what: str) -> Iterator[None]:
+        """Time a part and say that it begins."""
+        console.say(f"[{sum(self.seconds.values()):4.0f} s] {name}: {what}")
+        start = time.monotonic()
+        yield
+        self.seconds[name] = time.monotonic() - start
+
+    def make_catalog(self) -> Catalog:
+        """The catalog of all media, fetched where need be."""
+        catalog = make_catalog(
+            CatalogConfig(uri=str(self.folder / "catalog"), media=self.job.media)
+        )
+        counts = catalog.summary()
+        console.say(
+            f"         {counts['objects']} cut-outs, {counts['clips']} sounds, "
+            f"{counts['backgrounds']} backgrounds, {counts['silent']} silent objects; refused: "
+            + ", ".join(f"{n} {kind}" for kind, n in counts["refused_by_reason"].items())
+        )
+        return catalog
+
+    def synthesize(self) -> Corpus:
+        """The synthetic corpus, by the job that makes it anywhere."""
+        samples = vars(self.job.synthetic).items()
+        job = config.parse(
+            synthesize.SynthesizeConfig,
+            [
+                f"--uri={self.folder / 'corpora' / 'synthetic'}",
+                f"--catalog={self.folder / 'catalog'}",
+                f"--corpus.image_size={self.job.image_size}",
+                f"--seed={self.job.seed}",
+                *(f"--corpus.samples.{split}={count}" for split, count in samples),
+            ],
+            recipe=synthesize.RECIPE,
+        )
+        self.recipe = job.corpus
+        return self._opened("synthetic", synthesize.run(job))
+
+    def make_miniature(self, catalog: Catalog) -> dict[str, Corpus]:
+        """The miniature's tree and the corpora of its two subsets."""
+        miniature = MiniatureConfig(
+            seed=self.job.seed, s4=self.job.miniature_s4, ms3=self.job.miniature_ms3
+        )
+        pools = split_assets(catalog, self.recipe)[TRAIN]
+        tree = str(self.folder / "miniature")
+        write_miniature(tree, pools, miniature, catalog.folder, map_rows=map_rows)
+        corpora = {}
+        for subset in SUBSETS:
+            uri = str(self.folder / "corpora" / f"{subset}_miniature")
+            job = shard_avsbench.ShardAvsbenchConfig(tree=tree, subset=subset, uri=uri)
+            corpora[subset] = self._opened(f"{subset}_miniature", shard_avsbench.run(job))
+        return corpora
+
+    def _opened(self, name: str, summary: dict[str, Any]) -> Corpus:
+        corpus = Corpus.open(summary["uri"])
+        self.corpora[name] = {
+            "uri": corpus.uri,
+            "samples": summary["samples"],
+            "classes": len(corpus.classes),
+            "manifest_sha256": corpus.sha256,
+        }
+        console.say(f"         {summary['samples']} samples of {len(corpus.classes)} classes")
+        return corpus
+
+    def train(
+        self, tracker: Tracker, parent: Run, synthetic: Corpus, miniature: dict[str, Corpus]
+    ) -> dict[str, str]:
+        """Both arms: with pretraining, and on the miniature alone. Returns model folders."""
+        steps = self.job.steps
+        models: dict[str, str] = {}
+        plan = [
+            ("pretrain", "pretrain_tiny", synthetic, steps.pretrain, None),
+            ("finetune_s4", "finetune_s4_tiny", miniature["s4"], steps.s4, "pretrain"),
+            ("finetune_ms3", "finetune_ms3_tiny", miniature["ms3"], steps.ms3, "finetune_s4"),
+            ("scratch_s4", "scratch_s4_tiny", miniature["s4"], steps.s4, None),
+            ("scratch_ms3", "scratch_ms3_tiny", miniature["ms3"], steps.ms3, "scratch_s4"),
+        ]
+        for stage, recipe, corpus, count, before in plan:
+            with self.part(stage, f"{count} steps on {corpus.manifest['kind']}"):
+                job = config.parse(
+                    TrainConfig,
+                    [
+                        f"--config={CHECKOUT / 'training' / 'recipes' / f'{recipe}.yaml'}",
+                        f"--stage={stage}",
+                        f"--corpus={corpus.uri}",
+                        f"--output={self.folder / 'training'}",
+                        f"--parent={models[before] if before else 'null'}",
+                        f"--model.image_size={self.job.image_size}",
+                        f"--steps={count}",
+                        f"--seed={self.job.seed}",
+                    ],
+                )
+                with tracker.run(stage, parent=parent) as run:
+                    run.log_config(config.to_dict(job))
+                    run.log_corpus(corpus, name=corpus.manifest["kind"], context="train")
+                    result = run_stage(job)
+                    run.log_curves(
+                        (int(point["step"]), {k: v for k, v in point.items() if k != "step"})
+                        for point in result["history"]
+                    )
+                    run.log_model(Path(result["checkpoint"]))
+                    self.run_ids[stage] = run.id
+            models[stage] = result["checkpoint"]
+            self.stages[stage] = {
+                key: result[key]
+                for key in ("steps", "seconds", "training_seconds", "samples_per_second", "val_m_j")
+            }
+        return models
+
+    def evaluate(
+        self, models: dict[str, str], synthetic: Corpus, miniature: dict[str, Corpus]
+    ) -> dict[str, Any]:
+        """Every score of the summary, on test splits alone."""
+        scores: dict[str, Any] = {}
+        untrained = self._untrained()
+        zero_shot = load_model(models["pretrain"])
+        for subset, corpus in miniature.items():
+            by_sound = score_sounds(
+                load_model(models[f"finetune_{subset}"]),
+                corpus,
+                "test",
+                sounds=("own", "swapped", "silence"),
+            )
+            blind = sound_blind(corpus, "test")
+            assert blind is not None, "the miniature tells where its objects are"
+            found = {
+                "untrained": score_sounds(untrained, corpus, "test", sounds=("own",))["own"],
+                "finetune_only": score_sounds(
+                    load_model(models[f"scratch_{subset}"]), corpus, "test", sounds=("own",)
+                )["own"],
+                "zero_shot": score_sounds(zero_shot, corpus, "test", sounds=("own",))["own"],
+                "pretrained": by_sound["own"],
+                "sound_swapped": by_sound["swapped"],
+                "silence": by_sound["silence"],
+                "sound_blind": blind,
+            }
+            scores[f"{subset}_test"] = {
+                name: {key: round(score[key], 4) for key in ("m_j", "m_f")}
+                for name, score in found.items()
+            }
+        for split in ("test", "unseen"):
+            heard = listening(zero_shot, synthetic, split)
+            if heard is not None:
+                scores[f"synthetic_{split}"] = {k: round(v, 4) for k, v in heard.items()}
+        heard = listening(load_model(models["finetune_s4"]), miniature["s4"], "test")
+        assert heard is not None, "every S4 clip of the miniature shows two objects"
+        scores["s4_test"]["two_objects"] = {
+            key: round(heard[key], 4) for key in ("m_j", "m_j_sound_blind", "picked_right")
+        }
+        return scores
+
+    def _untrained(self) -> SAVE:
+        torch.manual_seed(self.job.seed)
+        return build_save("save_tiny", image_size=self.job.image_size).eval()
+
+    def register(
+        self,
+        tracker: Tracker,
+        scores: dict[str, Any],
+        miniature: dict[str, Corpus],
+        files: dict[str, Path],
+    ) -> dict[str, Any]:
+        """Register the last stage's model as candidate and let the gate decide."""
+        run = Run(tracker.client, self.run_ids["finetune_ms3"])
+        for path in files.values():
+            run.log_file(path, "showcase")
+        evaluations = {
+            f"{subset}_test": registry.Evaluation(
+                corpus=corpus.uri,
+                corpus_sha256=corpus.sha256,
+                split="test",
+                scores=scores[f"{subset}_test"]["pretrained"],
+            )
+            for subset, corpus in miniature.items()
+            if subset == "ms3"
+        }
+        version = registry.register(
+            tracker.client, name=MODEL_NAME, run_id=run.id, evaluations=evaluations
+        )
+        try:
+            promote.promote(promote.PromoteConfig(name=MODEL_NAME, tracking_uri=tracker.uri))
+        except ValueError as refusal:
+            console.say(f"         not promoted: {refusal}")
+        aliases = tracker.client.get_model_version(MODEL_NAME, str(version)).aliases
+        return {"name": MODEL_NAME, "version": version, "aliases": sorted(aliases)}
+
+
+def claims(scores: dict[str, Any]) -> dict[str, bool]:
+    """What the story sets out to show, each as the numbers have it."""
+    s4, ms3, synthetic = scores["s4_test"], scores["ms3_test"], scores["synthetic_test"]
+    return {
+        "pretrained beats untrained on S4 and MS3": all(
+            t["pretrained"]["m_j"] > t["untrained"]["m_j"] for t in (s4, ms3)
+        ),
+        "pretrained beats training on the miniature alone on S4 and MS3": all(
+            t["pretrained"]["m_j"] > t["finetune_only"]["m_j"] for t in (s4, ms3)
+        ),
+        "pretrained beats the sound-blind answer on two-object scenes": (
+            s4["two_objects"]["m_j"] > s4["two_objects"]["m_j_sound_blind"]
+        ),
+        "a swapped sound costs at least a third of M_J on S4": (
+            s4["sound_swapped"]["m_j"] < s4["pretrained"]["m_j"] * 2 / 3
+        ),
+        "the sounding one of two is picked in 90 % of the synthetic test": (
+            synthetic["picked_right"] >= 0.9
+        ),
+        "either sound of a scene is followed in 80 %": synthetic["flips"] >= 0.8,
+        "silence gives an empty mask in 95 %": synthetic["silence_empty"] >= 0.95,
+    }
+
+
+def tell(summary: dict[str, Any]) -> None:
+    """The tables for people."""
+    names = list(summary["scores"]["s4_test"])
+    rows = [
+        [name.replace("_", " ")]
+        + [summary["scores"][t][name][key] for t in ("s4_test", "ms3_test") for key in _SHOWN]
+        for name in names
+        if name != "two_objects"
+    ]
+    heads = ("miniature, test", "S4 M_J", "S4 M_F", "MS3 M_J", "MS3 M_F")
+    console.say("\n" + console.table(heads, rows))
+    keys = ("m_j", "picked_right", "flips", "silence_empty")
+    rows = [
+        [name.replace("_", " ")] + [summary["scores"][name][key] for key in keys]
+        for name in ("synthetic_test", "synthetic_unseen")
+        if name in summary["scores"]
+    ]
+    heads = ("pretrained, two objects", "M_J", "picked right", "flips", "silence empty")
+    console.say("\n" + console.table(heads, rows))
+    console.say(
+        "\nsynthetic test: known pictures and sounds in new scenes on unseen backgrounds. "
+        "unseen: pictures and\nsounds that training never had; with one to three a class, "
+        "nothing generalises from scratch.\n"
+    )
+    for claim, holds in summary["claims"].items():
+        console.say(f"  {'yes' if holds else 'NO '}  {claim}")
+    total = sum(summary["seconds"].values())
+    console.say(f"\n{total:.0f} s in all; pictures: {summary['files']['contact_sheet']}\n")
+
+
+_SHOWN = ("m_j", "m_f")
+
+if __name__ == "__main__":
+    config.main(quickstart, QuickstartConfig)
