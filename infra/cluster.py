@@ -18,6 +18,7 @@ import secrets
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 """The folder that holds the rooms: the checkout, an unpacked job package or site-packages."""
@@ -36,7 +37,7 @@ _CARRIED_VARIABLES = (
     "SAVE_CACHE",
 )
 _QUIET = {
-    # Off: usage reports to the outside, a notice about GPUs, and coloured worker prefixes.
+    # Off: usage reports to the outside, a notice about GPUs, and coloured prefixes.
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "RAY_COLOR_PREFIX": "0",
@@ -45,6 +46,8 @@ _QUIET = {
 
 def connect(*, num_cpus: int | None = None) -> None:
     """Connect to the named cluster or start a local one; a second call does nothing.
+
+    What workers print stays in Ray's log files unless ``RAY_LOG_TO_DRIVER`` is 1.
 
     Args:
         num_cpus: CPUs that a local cluster offers; by default those of the machine, and at
@@ -92,8 +95,7 @@ def _join(address: str) -> None:
         ray.init(
             address=address,
             runtime_env=runtime_env,
-            configure_logging=False,
-            logging_level=logging.WARNING,
+            **_quiet(),
         )
     except ConnectionError:
         raise ConnectionError(
@@ -124,6 +126,13 @@ def _start(num_cpus: int) -> None:
         num_cpus=num_cpus,
         # Costs seconds and memory, and a local cluster ends with its job anyway.
         include_dashboard=False,
-        configure_logging=False,
-        logging_level=logging.WARNING,
+        **_quiet(),
     )
+
+
+def _quiet() -> dict[str, Any]:
+    return {
+        "configure_logging": False,
+        "logging_level": logging.WARNING,
+        "log_to_driver": os.environ.get("RAY_LOG_TO_DRIVER", "0") == "1",
+    }

@@ -50,11 +50,13 @@ def parse(
         description=description,
         default_config_files=[str(recipe)] if recipe and not named else [],
         default_env=False,
+        # A key that is cut short is a typing error, and --conf would not replace the recipe.
+        allow_abbrev=False,
     )
     parser.add_argument("--config", action="config", help="a YAML recipe; flags override it")
     parser.add_class_arguments(config_class)
     namespace = parser.parse_args(arguments)
-    instance = parser.instantiate_classes(namespace)
+    instance = parser.instantiate(namespace)
     values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values)
 

@@ -41,6 +41,8 @@ MANIFEST = "corpus.json"
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")
+_SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
 _INDEX_SCHEMA = pa.schema(
     [
@@ -191,10 +193,13 @@ def committed_shard(
         marker = json.loads(storage.read_bytes(path, limit=_MANIFEST_LIMIT))
         refused = [Refused(**row) for row in marker.pop("refused")]
         record = ShardRecord(**marker)
+        if record.plan != plan:
+            return None
+        index = storage.read_bytes(storage.join(uri, f"shards/{split}-{number:05d}.parquet"))
+        size = storage.size(storage.join(uri, record.path))
     except (FileNotFoundError, ValueError, TypeError, KeyError):
         return None
-    tar = storage.join(uri, record.path)
-    if record.plan != plan or not storage.exists(tar) or storage.size(tar) != record.bytes:
+    if size != record.bytes or hashlib.sha256(index).hexdigest() != record.index_sha256:
         return None
     return record, refused
 
@@ -285,8 +290,12 @@ class Corpus:
         self.manifest = manifest
         self.sha256 = sha256
         self.shards = [ShardRecord(**record) for record in manifest["shards"]]
+        for record in self.shards:
+            # A manifest comes from outside and names files that will be read and cached.
+            if not _SHARD_PATH.fullmatch(record.path) or not _SHA256.fullmatch(record.sha256):
+                raise ValueError(f"{uri}/{MANIFEST} names a shard {record.path!r}: it is damaged")
         self._tables: dict[str, pa.Table] = {}
-        self._files: dict[str, int] = {}
+        self._paths: dict[str, Path] = {}
 
     @classmethod
     def open(cls, uri: str) -> Corpus:
@@ -313,8 +322,10 @@ class Corpus:
                     "write the corpus again"
                 )
             return cls(uri, manifest, hashlib.sha256(data).hexdigest())
-        except (KeyError, TypeError, json.JSONDecodeError):
-            raise ValueError(f"{uri}/{MANIFEST} is damaged: write the corpus again") from None
+        except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
+            raise ValueError(
+                f"{uri}/{MANIFEST} is damaged: remove it and write the corpus again"
+            ) from None
 
     @property
     def splits(self) -> list[str]:
@@ -348,41 +359,43 @@ class Corpus:
         return table.append_column("shard", pa.array([record.path] * len(table)))
 
     def __getstate__(self) -> dict[str, Any]:
-        # Open files do not travel to other processes; they are opened anew there.
-        return {**self.__dict__, "_files": {}}
+        # Cached copies lie on this machine; others make their own.
+        return {**self.__dict__, "_paths": {}}
 
     def read(self, split: str, row: int, *, names: Sequence[str] | None = None) -> Sample:
         """The sample in ``row`` of ``table(split)``, all members or only those in ``names``."""
         table = self.table(split)
         record = table.slice(row, 1).to_pylist()[0]
-        file = self._file(record["shard"])
         members: dict[str, bytes] = {}
         meta: dict[str, Any] = {}
-        for member in record["members"]:
-            name = member["name"]
-            if names is not None and name not in names and name != "json":
-                continue
-            data = os.pread(file, member["size"], member["offset"])
-            if len(data) != member["size"]:
-                raise ValueError(
-                    f"{self.uri}/{record['shard']} ends inside {record['key']}.{name}: "
-                    "the shard is damaged, write it again"
-                )
-            if name == "json":
-                meta = json.loads(data)
-            else:
-                members[name] = data
+        # Opened anew for every sample: a corpus can have more shards than a process open files.
+        with self._path(record["shard"]).open("rb", buffering=0) as file:
+            for member in record["members"]:
+                name = member["name"]
+                if names is not None and name not in names and name != "json":
+                    continue
+                data = os.pread(file.fileno(), member["size"], member["offset"])
+                if len(data) != member["size"]:
+                    raise ValueError(
+                        f"{self.uri}/{record['shard']} ends inside {record['key']}.{name}: "
+                        "the shard is damaged, write it again"
+                    )
+                if name == "json":
+                    meta = json.loads(data)
+                else:
+                    members[name] = data
         return Sample(key=record["key"], members=members, meta=meta)
 
-    def _file(self, path: str) -> int:
-        if path not in self._files:
+    def _path(self, path: str) -> Path:
+        """Where a shard lies on this machine."""
+        if path not in self._paths:
             uri = storage.join(self.uri, path)
             record = next(r for r in self.shards if r.path == path)
             local = _local_shard(uri, record) if uri.startswith("s3://") else Path(uri)
             if not local.is_file() or local.stat().st_size != record.bytes:
                 raise ValueError(f"{uri} is missing or cut short: write the corpus again")
-            self._files[path] = os.open(local, os.O_RDONLY)
-        return self._files[path]
+            self._paths[path] = local
+        return self._paths[path]
 
 
 def _local_shard(uri: str, record: ShardRecord) -> Path:
@@ -390,10 +403,15 @@ def _local_shard(uri: str, record: ShardRecord) -> Path:
     local = storage.cache_folder() / "shards" / f"{record.sha256}.tar"
     if local.is_file() and local.stat().st_size == record.bytes:
         return local
-    storage.download(uri, local)
-    with local.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
-    if found != record.sha256:
-        local.unlink()
-        raise ValueError(f"{uri} does not match its checksum: write the corpus again")
+    # It gets its name when it is known to be right: others take it as it stands.
+    arriving = local.with_name(f".{record.sha256}.{os.getpid()}")
+    try:
+        storage.download(uri, arriving)
+        with arriving.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+        if found != record.sha256:
+            raise ValueError(f"{uri} does not match its checksum: write the corpus again")
+        arriving.replace(local)
+    finally:
+        arriving.unlink(missing_ok=True)
     return local

@@ -24,6 +24,8 @@ SAMPLE_RATE = 16_000
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3_600.0
+# Of all channels together: a few kilobytes of FLAC can hold hours in eight channels.
+_MAX_SAMPLES_PER_SECOND = 2 * 192_000
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -114,6 +116,11 @@ def decode_audio(
                 raise ValueError(
                     f"the sound lasts {length:.0f} s, more than the {max_seconds:.0f} s allowed"
                 )
+            if file.frames * file.channels > max_seconds * _MAX_SAMPLES_PER_SECOND:
+                raise ValueError(
+                    f"the sound has {file.frames} samples in each of {file.channels} channels, "
+                    "more than are allowed"
+                )
             first, last = 0, file.frames
             if seconds is not None:
                 first = min(int(seconds[0] * rate), file.frames)
@@ -176,14 +183,22 @@ def encode_mask_rle(mask_HW: np.ndarray) -> dict[str, Any]:
 
 
 def decode_mask_rle(run_lengths: dict[str, Any]) -> np.ndarray:
-    """bool ``[H, W]`` from COCO's compressed run lengths."""
+    """bool ``[H, W]`` from COCO's compressed run lengths.
+
+    Raises:
+        ValueError: they are no run lengths of a mask of that size.
+    """
     from pycocotools import mask as coco_mask
 
     height, width = run_lengths["size"]
     if not 0 < height * width <= MAX_PIXELS:
         raise ValueError(f"a mask of {height}x{width} pixels is out of bounds")
     coded = {"size": [height, width], "counts": run_lengths["counts"].encode()}
-    return np.asarray(coco_mask.decode(coded)).astype(bool)
+    mask_HW = np.asarray(coco_mask.decode(coded)).astype(bool)
+    # Runs that end too early leave the decoder's memory as it was.
+    if encode_mask_rle(mask_HW)["counts"] != run_lengths["counts"]:
+        raise ValueError(f"the run lengths do not fill a mask of {height}x{width} pixels")
+    return mask_HW
 
 
 def read_video(

@@ -83,6 +83,18 @@ def _plain_errors(uri: str | Path) -> Iterator[None]:
         raise PermissionError(
             f"{uri} may not be accessed ({error}): check its rights or the AWS keys"
         ) from None
+    except (IsADirectoryError, NotADirectoryError, FileExistsError):
+        raise ValueError(
+            f"{uri} cannot be used: a folder stands where a file is needed, or a file where a "
+            "folder is"
+        ) from None
+    except Exception as error:
+        # botocore's errors share no built-in class, and importing it takes long.
+        if not type(error).__module__.startswith("botocore."):
+            raise
+        raise ConnectionError(
+            f"{uri} cannot be reached ({error}): check AWS_ENDPOINT_URL and the AWS keys"
+        ) from None
 
 
 def size(uri: str | Path) -> int:
@@ -194,8 +206,9 @@ def list_files(uri: str | Path, suffix: str = "") -> list[str]:
 def remove(uri: str | Path) -> None:
     """Remove one object if it is there."""
     fs, path = filesystem(uri)
-    if fs.exists(path):
-        fs.rm_file(path)
+    with _plain_errors(uri):
+        if fs.exists(path):
+            fs.rm_file(path)
 
 
 def for_arrow(uri: str | Path) -> tuple[str, Any]:

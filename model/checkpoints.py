@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from model.image_encoder import ImageEncoder
 
 SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+# What this project adds to SAM's image encoder, and no SAM checkpoint has.
+ADAPTER = ".Adapter."
 # torchaudio's bundle (``vggish.pt``) has the same layers under other names.
 TORCHAUDIO_VGGISH_NAMES = {"features_network.": "features.", "embedding_network.": "embeddings."}
 
@@ -70,10 +72,12 @@ def load_sam(
         )
     parts = {part: _under(state, part) for part in SAM_PARTS}
     _resize_positions(parts["image_encoder"], image_encoder)
-    source = f"SAM checkpoint {path}"
-    _load(image_encoder, parts["image_encoder"], source, optional=".Adapter.")
-    _load(prompt_encoder, parts["prompt_encoder"], source)
-    _load(mask_decoder, parts["mask_decoder"], source)
+    modules = dict(zip(SAM_PARTS, (image_encoder, prompt_encoder, mask_decoder), strict=True))
+    # All parts are checked before any is touched.
+    for part, module in modules.items():
+        _check(module, parts[part], f"SAM checkpoint {path}", prefix=f"{part}.")
+    for part, module in modules.items():
+        module.load_state_dict(parts[part], strict=False)
 
 
 def load_vggish(path: str | Path, vggish: nn.Module) -> None:
@@ -88,7 +92,8 @@ def load_vggish(path: str | Path, vggish: nn.Module) -> None:
         for theirs, ours in TORCHAUDIO_VGGISH_NAMES.items():
             key = ours + key.removeprefix(theirs) if key.startswith(theirs) else key
         state[key] = value
-    _load(vggish, state, f"VGGish checkpoint {path}")
+    _check(vggish, state, f"VGGish checkpoint {path}")
+    vggish.load_state_dict(state)
 
 
 def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -128,16 +133,15 @@ def _resize_table(rel_pos_LD: Tensor, length: int) -> Tensor:
     return F.interpolate(rel_pos_LD.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def _load(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, *, optional: str | None = None
+def _check(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, *, prefix: str = ""
 ) -> None:
+    """Refuse a state whose keys or shapes are not the module's; its adapters are not expected."""
     wanted = module.state_dict()
-    missing = [
-        key for key in wanted if key not in state and not (optional is not None and optional in key)
-    ]
-    unexpected = [key for key in state if key not in wanted]
+    missing = [prefix + key for key in wanted if key not in state and ADAPTER not in key]
+    unexpected = [prefix + key for key in state if key not in wanted or ADAPTER in key]
     misshapen = [
-        f"{key} {list(wanted[key].shape)} but got {list(value.shape)}"
+        f"{prefix}{key} {list(wanted[key].shape)} but got {list(value.shape)}"
         for key, value in state.items()
         if key in wanted and wanted[key].shape != value.shape
     ]
@@ -151,11 +155,7 @@ def _load(
         if names
     ]
     if problems:
-        raise ValueError(
-            f"{source} does not fit {type(module).__name__}: {'; '.join(problems)}. "
-            "Was it made for another model?"
-        )
-    module.load_state_dict(dict(state), strict=False)
+        raise ValueError(f"{source} is of another model or incomplete; {'; '.join(problems)}")
 
 
 def _names(names: Iterable[str], limit: int = 5) -> str:

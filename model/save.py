@@ -353,10 +353,11 @@ class SAVE(nn.Module):
         return tensor.to(dtype)
 
     def _check_batch(self, image: Tensor, audio: Tensor) -> None:
-        if len(image) != len(audio):
+        # Not len(): it would fix the batch size of an exported graph.
+        images, sounds = image.shape[0], audio.shape[0]
+        if images != sounds:
             raise ValueError(
-                f"expected one sound for each image, got {len(image)} images and "
-                f"{len(audio)} sounds"
+                f"expected one sound for each image, got {images} images and {sounds} sounds"
             )
 
 

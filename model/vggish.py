@@ -120,7 +120,7 @@ class SmallVGGish(nn.Module):
     the number of workers. LayerNorm at the end gives the audio adapters a unit scale from step 0.
     """
 
-    # Rough mean and spread of VGGish log-mels of natural sound.
+    # Brings log-mels to a scale near one; the first norm makes the exact numbers unimportant.
     MEAN, SPREAD = -1.5, 2.5
 
     def __init__(self) -> None:

@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,6 +36,7 @@ from training.stage import run_stage
 logger = logging.getLogger("quickstart")
 
 CHECKOUT = Path(__file__).resolve().parents[1]
+RECIPE = CHECKOUT / "pipelines" / "recipes" / "quickstart.yaml"
 MODEL_NAME = "save-quickstart"
 SUBSETS: tuple[Literal["s4", "ms3"], ...] = ("s4", "ms3")
 
@@ -44,11 +45,11 @@ SUBSETS: tuple[Literal["s4", "ms3"], ...] = ("s4", "ms3")
 class Steps:
     """Optimisation steps of each stage."""
 
-    pretrain: int = 1500
+    pretrain: int
     """On the synthetic corpus."""
-    s4: int = 240
+    s4: int
     """On the miniature's S4, with and without pretraining."""
-    ms3: int = 160
+    ms3: int
     """On the miniature's MS3, from the S4 model."""
 
 
@@ -60,15 +61,15 @@ class QuickstartConfig:
     """Everything but the media goes here."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """Where pictures and sounds come from."""
-    synthetic: Samples = Samples(train=6144, val=128, test=400, unseen=200)
+    synthetic: Samples
     """Samples of the synthetic corpus."""
-    miniature_s4: Counts = Counts(train=120, val=24, test=96)
+    miniature_s4: Counts
     """Clips of the S4 miniature."""
-    miniature_ms3: Counts = Counts(train=40, val=12, test=40)
+    miniature_ms3: Counts
     """Clips of the MS3 miniature."""
-    steps: Steps = Steps()
+    steps: Steps
     """Length of the training stages."""
-    image_size: int = 128
+    image_size: int
     """Side of the model's input, and of the synthetic pictures, in pixels."""
     seed: int = 0
     """Of everything that is drawn."""
@@ -170,10 +171,12 @@ class Story:
         miniature = MiniatureConfig(
             seed=self.job.seed, s4=self.job.miniature_s4, ms3=self.job.miniature_ms3
         )
-        pools = split_assets(catalog, self.recipe)[TRAIN]
+        known = split_assets(catalog, self.recipe)[TRAIN]
+        # Known objects and sounds, but backgrounds of a collection that synthesis leaves alone.
+        pools = replace(known, backgrounds=catalog.backgrounds)
         tree = str(self.folder / "miniature")
         write_miniature(tree, pools, miniature, catalog.folder, map_rows=map_rows)
-        corpora = {}
+        corpora: dict[str, Corpus] = {}
         for subset in SUBSETS:
             uri = str(self.folder / "corpora" / f"{subset}_miniature")
             job = shard_avsbench.ShardAvsbenchConfig(tree=tree, subset=subset, uri=uri)
@@ -201,8 +204,8 @@ class Story:
             ("pretrain", "pretrain_tiny", synthetic, steps.pretrain, None),
             ("finetune_s4", "finetune_s4_tiny", miniature["s4"], steps.s4, "pretrain"),
             ("finetune_ms3", "finetune_ms3_tiny", miniature["ms3"], steps.ms3, "finetune_s4"),
-            ("scratch_s4", "scratch_s4_tiny", miniature["s4"], steps.s4, None),
-            ("scratch_ms3", "scratch_ms3_tiny", miniature["ms3"], steps.ms3, "scratch_s4"),
+            ("scratch_s4", "finetune_s4_tiny", miniature["s4"], steps.s4, None),
+            ("scratch_ms3", "finetune_ms3_tiny", miniature["ms3"], steps.ms3, "scratch_s4"),
         ]
         for stage, recipe, corpus, count, before in plan:
             with self.part(stage, f"{count} steps on {corpus.manifest['kind']}"):
@@ -371,4 +374,4 @@ def tell(summary: dict[str, Any]) -> None:
 _SHOWN = ("m_j", "m_f")
 
 if __name__ == "__main__":
-    config.main(quickstart, QuickstartConfig)
+    config.main(quickstart, QuickstartConfig, recipe=RECIPE)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import logging
-from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from infra import cluster, config, corpus, storage
-from infra.corpus import Corpus, Refused, Sample
+from infra import cluster, config, corpus
+from infra.corpus import Refused, Sample
 from synth import avsbench
 from synth.avsbench import ClipRow, Layout
 from synth.distribute import ShardTask, write_shards
-from synth.page import write_page
+from synth.publish import publish
 
 logger = logging.getLogger(__name__)
 
@@ -55,7 +54,7 @@ def run(job: ShardAvsbenchConfig) -> dict[str, Any]:
     logger.info("%s: %d clips, %d refused", layout.kind, len(rows), len(refused))
 
     cluster.connect()
-    plans = plan_shards(rows, job.samples_per_shard)
+    plans = avsbench.plan_shards(rows, job.samples_per_shard)
     tasks = [
         ShardTask(
             split=split,
@@ -65,60 +64,27 @@ def run(job: ShardAvsbenchConfig) -> dict[str, Any]:
         )
         for (split, number), shard in plans.items()
     ]
-    written = write_shards(job.uri, tasks, partial(make, plans=plans), parallelism=job.parallelism)
-    refused = [*refused, *written.refused]
+    written = write_shards(job.uri, tasks, partial(_make, plans=plans), parallelism=job.parallelism)
     if len(written.refused) == len(rows):
-        raise ValueError(f"no clip of {layout.uri} can be used: {refused[-1].reason}")
-    manifest = corpus.build_manifest(
+        first = (refused + written.refused)[-1]
+        raise ValueError(f"no clip of {layout.uri} can be used: {first.reason}")
+    return publish(
+        job.uri,
+        written,
         kind=layout.kind,
         seed=0,
         recipe=recipe,
         sources=sources,
         licences=layout.miniature.get("licences", [AVSBENCH_LICENCE]),
-        shards=written.records,
         refused=refused,
         notes=_notes(layout),
     )
-    corpus.write_refused(job.uri, refused)
-    write_page(job.uri, manifest, refused)
-    corpus.commit(job.uri, manifest)
-    return {
-        "uri": storage.normalise(job.uri),
-        "kind": layout.kind,
-        "manifest_sha256": Corpus.open(job.uri).sha256,
-        "samples": sum(split["samples"] for split in manifest["splits"].values()),
-        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
-        "classes": Corpus.open(job.uri).classes,
-        "shards": len(written.records),
-        "shards_made": written.made,
-        "refused": len(refused),
-        "refused_by_reason": dict(Counter(r.reason.split(":")[0] for r in refused)),
-        "seconds": round(written.seconds, 2),
-    }
 
 
-def plan_shards(
-    rows: list[ClipRow], samples_per_shard: int
-) -> dict[tuple[str, int], list[ClipRow]]:
-    """The clips of each shard by (split, number), in the order of their keys."""
-    plans: dict[tuple[str, int], list[ClipRow]] = {}
-    for split in avsbench.SPLITS:
-        own = [row for row in rows if row.split == split]
-        for number, first in enumerate(range(0, len(own), samples_per_shard)):
-            plans[split, number] = own[first : first + samples_per_shard]
-    return plans
-
-
-def make(
+def _make(
     task: ShardTask, *, plans: dict[tuple[str, int], list[ClipRow]]
 ) -> Iterator[Sample | Refused]:
-    """The samples of one shard; a clip that cannot be decoded is refused with its reason."""
-    for row in plans[task.split, task.number]:
-        try:
-            yield avsbench.to_sample(row)
-        except (ValueError, FileNotFoundError) as error:
-            identity = f"{row.subset}/{row.split}/{row.name}"
-            yield Refused(id=identity, source=row.kind, reason=str(error))
+    return avsbench.read_clips(plans[task.split, task.number])
 
 
 def _notes(layout: Layout) -> list[str]:

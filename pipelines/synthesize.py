@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from infra import cluster, config, corpus, storage
-from infra.corpus import Corpus, Sample
+from infra.corpus import Sample
 from pipelines.catalog import CatalogConfig, MediaConfig, make_catalog
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, write_shards
-from synth.page import write_page
 from synth.plan import Pools, plan_digest, plan_sample, plan_shards, split_assets
+from synth.publish import publish
 from synth.recipe import Recipe
 from synth.render import render
 
@@ -50,6 +50,7 @@ class SynthesizeConfig:
 
 def run(job: SynthesizeConfig) -> dict[str, Any]:
     """Compose a synthetic corpus; a rerun makes only what is missing."""
+    storage.normalise(job.uri)  # a wrong one is told before anything starts
     cluster.connect()
     catalog = _catalog(job)
     pools = split_assets(catalog, job.corpus)
@@ -68,32 +69,17 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
     ]
     make = partial(_make, pools=pools, recipe=job.corpus, seed=job.seed, media_uri=catalog.folder)
     written = write_shards(job.uri, tasks, make, parallelism=job.parallelism)
-    refused = [*catalog.refused, *written.refused]
-    manifest = corpus.build_manifest(
+    return publish(
+        job.uri,
+        written,
         kind=KIND,
         seed=job.seed,
         recipe=recipe,
         sources=sources,
         licences=list(catalog.licences),
-        shards=written.records,
-        refused=refused,
+        refused=catalog.refused,
         notes=NOTES,
     )
-    corpus.write_refused(job.uri, refused)
-    write_page(job.uri, manifest, refused)
-    corpus.commit(job.uri, manifest)
-    made = sum(split["samples"] for split in manifest["splits"].values())
-    return {
-        "uri": storage.normalise(job.uri),
-        "manifest_sha256": Corpus.open(job.uri).sha256,
-        "samples": made,
-        "splits": {name: split["samples"] for name, split in manifest["splits"].items()},
-        "classes": pools["train"].classes,
-        "shards": len(written.records),
-        "shards_made": written.made,
-        "refused": len(refused),
-        "seconds": round(written.seconds, 2),
-    }
 
 
 def _catalog(job: SynthesizeConfig) -> Catalog:

@@ -23,7 +23,7 @@ import hashlib
 import io
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -183,7 +183,8 @@ def clips(layout: Layout) -> tuple[list[ClipRow], list[Refused]]:
                 raise ValueError("twice: the table has the clip twice")
             rows[row.key] = row
         except ValueError as error:
-            identity = "/".join([layout.subset, *(entry[c] for c in _COLUMNS[layout.subset])])
+            name = entry[_COLUMNS[layout.subset][0]]
+            identity = f"{layout.subset}/{entry['split']}/{name}"
             refused.append(Refused(id=identity, source=layout.kind, reason=str(error)))
     if not rows:
         reason = (
@@ -252,6 +253,28 @@ def _clip(layout: Layout, entry: dict[str, str]) -> ClipRow:
         objects=tuple(record["frames"]) if record else None,
         clips=tuple(record.get("sound", ())),
     )
+
+
+def plan_shards(
+    rows: Sequence[ClipRow], samples_per_shard: int
+) -> dict[tuple[str, int], list[ClipRow]]:
+    """The clips of each shard by (split, number), in the order given."""
+    plans: dict[tuple[str, int], list[ClipRow]] = {}
+    for split in SPLITS:
+        own = [row for row in rows if row.split == split]
+        for number, first in enumerate(range(0, len(own), samples_per_shard)):
+            plans[split, number] = own[first : first + samples_per_shard]
+    return plans
+
+
+def read_clips(rows: Sequence[ClipRow]) -> Iterator[Sample | Refused]:
+    """``to_sample`` of each; a clip that cannot be used is refused with its reason."""
+    for row in rows:
+        try:
+            yield to_sample(row)
+        except (ValueError, FileNotFoundError) as error:
+            identity = f"{row.subset}/{row.split}/{row.name}"
+            yield Refused(id=identity, source=row.kind, reason=str(error))
 
 
 def clip_key(subset: str, split: str, name: str) -> str:

@@ -149,8 +149,9 @@ def crop_background(
     height, width = picture_HW3.shape[:2]
     scale = min(width / size[1], height / size[0]) / zoom
     crop_width, crop_height = size[1] * scale, size[0] * scale
-    left, top = x * (width - crop_width), y * (height - crop_height)
-    box = (left, top, left + crop_width, top + crop_height)
+    # Rounding must not push the box over an edge, however little.
+    left, top = max(0.0, x * (width - crop_width)), max(0.0, y * (height - crop_height))
+    box = (left, top, min(left + crop_width, width), min(top + crop_height, height))
     picture = Image.fromarray(picture_HW3[..., :3]).resize(
         (size[1], size[0]), Image.Resampling.BILINEAR, box=box
     )

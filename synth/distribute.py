@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import logging
+import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -11,6 +13,7 @@ from typing import Any
 import ray.data
 
 from infra import corpus
+from infra.config import USER_ERRORS
 from infra.corpus import Refused, Sample, ShardRecord
 
 logger = logging.getLogger(__name__)
@@ -32,6 +35,9 @@ def map_rows(
     Args:
         rows: dictionaries with the same keys and plain values.
         parallelism: how many tasks run at once; as many as the cluster has CPUs by default.
+
+    Raises:
+        ValueError: ``fn`` refused a row, with its reason.
     """
     if not rows:
         return []
@@ -46,10 +52,22 @@ def _stream(
     blocks: int,
     parallelism: int | None,
 ) -> Iterator[dict[str, Any]]:
+    def answer(row: dict[str, Any]) -> dict[str, str]:
+        # What a person can mend travels as a sentence; raised, it would arrive as a traceback.
+        try:
+            return {"made": json.dumps(fn(row)), "error": ""}
+        except USER_ERRORS as error:
+            if os.environ.get("SAVE_TRACEBACK"):
+                raise
+            return {"made": "", "error": str(error) or type(error).__name__}
+
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), blocks))
-    yield from data.map(fn, concurrency=parallelism).iter_rows()
+    for row in data.map(answer, concurrency=parallelism).iter_rows():
+        if row["error"]:
+            raise ValueError(row["error"])
+        yield json.loads(row["made"])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,6 +102,9 @@ def write_shards(
     Args:
         make: a picklable pure function from a task to its samples.
         parallelism: how many shards are written at once; all CPUs of the cluster by default.
+
+    Raises:
+        ValueError: a shard could not be made from what it was given, with the reason.
     """
     start = time.monotonic()
     found: dict[tuple[str, int], tuple[ShardRecord, list[Refused]]] = {}
@@ -105,9 +126,12 @@ def write_shards(
             try:
                 corpus.write_shard(uri, task.split, task.number, make(task), plan=task.plan)
                 return row
-            except (OSError, TimeoutError) as caught:
+            except (FileNotFoundError, PermissionError):
+                raise
+            except OSError as caught:
                 error = caught
-                time.sleep(2.0**attempt)
+                if attempt < _RETRIES:
+                    time.sleep(2.0**attempt)
         assert error is not None
         raise error
 

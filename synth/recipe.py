@@ -82,6 +82,10 @@ class Recipe:
             raise ValueError(
                 f"background_shares are {self.background_shares}: they must add up to 1"
             )
+        for name in ("object_counts", "distractors"):
+            weights = getattr(self, name)
+            if min(weights) < 0 or sum(weights) <= 0:
+                raise ValueError(f"{name} are {weights}: use weights of 0 or more, not all 0")
         for name in ("long_side", "distractor_side", "feather", "gain_db", "noise_db"):
             low, high = getattr(self, name)
             if low > high:

@@ -6,6 +6,8 @@ many and the same ones come again.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import lru_cache
 from typing import Any
 
@@ -23,23 +25,35 @@ _MAX_ASSET_BYTES = 64 << 20
 @lru_cache(maxsize=512)
 def load_cutout(uri: str) -> np.ndarray:
     """An object's picture, uint8 ``[H, W, 4]``."""
-    image = media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
-    if image.shape[2] != 4:
-        raise ValueError(f"{uri} has no transparency: a cut-out needs an alpha channel")
-    return image
+    with _named(uri):
+        image = media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
+        if image.shape[2] != 4:
+            raise ValueError("a cut-out needs an alpha channel and this has none")
+        return image
 
 
 @lru_cache(maxsize=64)
 def load_background(uri: str) -> np.ndarray:
     """A background's picture, uint8 ``[H, W, 3]``."""
-    return media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))[..., :3]
+    with _named(uri):
+        return media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))[..., :3]
 
 
 @lru_cache(maxsize=512)
 def load_sound(uri: str) -> np.ndarray:
     """A clip at 16 kHz without its silent ends, at the reference loudness, float32 ``[N]``."""
-    wave_N, rate = media.decode_audio(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
-    return prepare(media.resample(wave_N, rate))
+    with _named(uri):
+        wave_N, rate = media.decode_audio(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
+        return prepare(media.resample(wave_N, rate))
+
+
+@contextmanager
+def _named(uri: str) -> Iterator[None]:
+    """Say which file it is that cannot be used."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{uri} cannot be used: {error}") from None
 
 
 def render(spec: SampleSpec, media_uri: str, *, kind: str) -> Sample:

@@ -25,7 +25,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
-from torch import Tensor, nn
+from torch import Tensor
 
 from infra import storage
 from model import SAVE, saved
@@ -219,19 +219,29 @@ def check_model(uri: str, name: str, image_size: int) -> None:
 
 def fetch_model(uri: str, temporary: Path) -> Path:
     """A local folder with the model at ``uri``, which is copied to ``temporary`` if it must be."""
-    if uri.startswith(("models:", "runs:")):
-        # MLflow takes seconds to import, and most models lie in a plain folder.
-        from infra import registry
-
-        uri = registry.resolve(uri)
-    uri = storage.normalise(uri)
+    uri = resolve(uri)
     if not uri.startswith("s3://"):
         if not (Path(uri) / saved.CONFIG).is_file():
             raise FileNotFoundError(f"{uri} holds no model: {saved.CONFIG} is missing")
         return Path(uri)
-    for name in (saved.CONFIG, saved.WEIGHTS):
-        storage.download(storage.join(uri, name), temporary / name)
+    copy_model(uri, temporary)
     return temporary
+
+
+def copy_model(uri: str, folder: Path) -> None:
+    """Copy a model, without the optimizer's state that a checkpoint has beside it."""
+    for name in (saved.CONFIG, saved.WEIGHTS):
+        storage.download(storage.join(resolve(uri), name), folder / name)
+
+
+def resolve(uri: str) -> str:
+    """The folder of a model: a path or ``s3://`` URI, whatever form ``uri`` has."""
+    if uri.startswith(("models:", "runs:")):
+        # MLflow takes seconds to import, and most models lie in a plain folder.
+        from infra import registry
+
+        return registry.resolve(uri)
+    return storage.normalise(uri)
 
 
 def local_file(uri: str | None) -> Path | None:

@@ -28,30 +28,31 @@ import torch.distributed
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra.config import set_up_logging
 from infra.corpus import Corpus
 from model import SAVE, build_save, saved
 from training import checkpoint
 from training.checkpoint import Progress
 from training.data import Clip, FrameSamples, batches, load_clip
 from training.metrics import jaccard
+from training.progress import Point, post
 from training.recipe import TrainConfig
 from training.step import Learner, set_learning_rate
-
-logger = logging.getLogger("training")
 
 # Frames that validation sends through the model at once.
 _VALIDATION_FRAMES = 16
 
 
 def train(settings: dict[str, Any]) -> None:
-    """Train one stage; ``settings`` holds its ``config`` and the ``digest`` of what is learned.
+    """Train one stage.
+
+    Args:
+        settings: its ``config``, the ``digest`` of what is learned, and the ``board`` to post to.
 
     Raises:
         ValueError: the loss is no longer a number.
     """
     config: TrainConfig = settings["config"]
-    set_up_logging()
+    board = settings["board"]
     context = ray.train.get_context()
     rank, world = context.get_world_rank(), context.get_world_size()
     device = ray.train.torch.get_device()
@@ -77,7 +78,7 @@ def train(settings: dict[str, Any]) -> None:
         if folder is not None:
             checkpoint.restore(folder, engine, learner)
     if rank == 0:
-        _log_start(config, learner, len(samples), steps, progress, world, device)
+        post(board, _start_line(config, learner, len(samples), steps, progress, world, device))
 
     history = list(progress.history)
     done_before, seconds_before = progress.step, progress.training_seconds
@@ -115,11 +116,14 @@ def train(settings: dict[str, Any]) -> None:
                 )
             history.append(point)
             if rank == 0:
-                _log_point(config, point, steps, (seconds - seconds_before) / (done - done_before))
+                pace = (seconds - seconds_before) / (done - done_before)
+                post(board, _step_line(config, point, steps, (steps - done) * pace))
+                post(board, point)
         if done % config.validate_every == 0 or done == steps:
             before = time.monotonic()
             m_j = validate(learner.save, corpus, config, rank=rank, world=world, device=device)
-            history.append({"step": float(done), "val_m_j": m_j})
+            point = {"step": float(done), "val_m_j": m_j}
+            history.append(point)
             progress = Progress(
                 step=done,
                 digest=settings["digest"],
@@ -128,7 +132,8 @@ def train(settings: dict[str, Any]) -> None:
                 history=history,
             )
             if rank == 0:
-                logger.info("%s: step %d of %d, val M_J %.4f", config.stage, done, steps, m_j)
+                post(board, f"{config.stage}: step {done} of {steps}, val M_J {m_j:.4f}")
+                post(board, point)
             _report(engine, learner, progress, rank=rank, published=published)
             validating += time.monotonic() - before
 
@@ -275,7 +280,7 @@ def _report(
         )
 
 
-def _log_start(
+def _start_line(
     config: TrainConfig,
     learner: Learner,
     samples: int,
@@ -283,34 +288,17 @@ def _log_start(
     progress: Progress,
     world: int,
     device: torch.device,
-) -> None:
-    trained = sum(parameter.numel() for _, parameter in learner.trainable())
-    logger.info(
-        "%s: %s, %.2f M parameters trained on %d samples, %s %d of %d steps of %d, %d workers on %s",
-        config.stage,
-        config.model.name,
-        trained / 1e6,
-        samples,
-        "resuming after" if progress.step else "starting with",
-        progress.step,
-        steps,
-        config.batch,
-        world,
-        device,
+) -> str:
+    trained = sum(parameter.numel() for _, parameter in learner.trainable()) / 1e6
+    done = f"resuming after step {progress.step}" if progress.step else "starting"
+    return (
+        f"{config.stage}: {done}, {steps} steps of {config.batch} of {samples} samples; "
+        f"{config.model.name}, {trained:.2f} M parameters trained, {world} workers on {device.type}"
     )
 
 
-def _log_point(
-    config: TrainConfig, point: dict[str, float], steps: int, seconds_per_step: float
-) -> None:
-    left = (steps - point["step"]) * seconds_per_step
-    logger.info(
-        "%s: step %d of %d, loss %.4f, %.1f samples/s, %d:%02d left",
-        config.stage,
-        point["step"],
-        steps,
-        point["loss"],
-        point["samples_per_second"],
-        left // 60,
-        left % 60,
+def _step_line(config: TrainConfig, point: Point, steps: int, left: float) -> str:
+    return (
+        f"{config.stage}: step {point['step']:.0f} of {steps}, loss {point['loss']:.4f}, "
+        f"{point['samples_per_second']:.1f} samples/s, {left // 60:.0f}:{left % 60:02.0f} left"
     )

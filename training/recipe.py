@@ -57,8 +57,8 @@ class TrainConfig:
     output: str = "runs/training"
     """Folder or URI under which checkpoints are kept; must be reachable by every worker."""
     parent: str | None = None
-    """Model to start from, weights only: a checkpoint or model folder, s3:// URI, models:/name@alias
-    or runs:/id/model."""
+    """Model to start from, weights only: a checkpoint or model folder, an s3:// URI,
+    models:/name@alias or runs:/id/model."""
     seed: int = 0
     """Decides initial weights, order of samples and augmentation."""
     train_split: str = "train"
@@ -89,6 +89,9 @@ class TrainConfig:
     """Best checkpoints to keep beside the newest one."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """How the stage is run."""
+    tracking: str | None = None
+    """MLflow server (sqlite:///path, http://host) that gets a run; none by default, unless
+    MLFLOW_TRACKING_URI names one."""
 
     def __post_init__(self) -> None:
         if not self.stage or not all(c.isalnum() or c in "_-" for c in self.stage):
@@ -118,6 +121,6 @@ class TrainConfig:
     def what_is_learned(self) -> dict[str, Any]:
         """The configuration without what only says how and where the stage is run."""
         told = asdict(self)
-        for name in ("output", "log_every", "keep", "workers"):
+        for name in ("corpus", "output", "log_every", "keep", "workers", "tracking"):
             del told[name]
         return told

@@ -1,4 +1,4 @@
-"""AVSBench's scores, against its published behaviour and a plain transcription of the definition."""
+"""AVSBench's scores, against its published behaviour and a plain reading of the definition."""
 
 import math
 

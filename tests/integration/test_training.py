@@ -1,0 +1,208 @@
+"""Stages on a real Ray, with DeepSpeed on CPU workers over gloo."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra import cluster
+from tests.made_corpus import write_made_corpus
+from training import checkpoint
+from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+from training.stage import run_stage
+from training.step import OptimizerConfig
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+STEPS, EVERY = 12, 4
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("training")
+    write_made_corpus(
+        str(folder / "corpus"), samples={"train": 12, "val": 4}, size=64, first_mask_only=True
+    )
+    yield folder
+    cluster.disconnect()
+
+
+def stage(folder: Path, name: str, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        stage=name,
+        corpus=str(folder / "corpus"),
+        output=str(folder / "runs"),
+        model=ModelConfig(image_size=64),
+        batch=5,
+        steps=STEPS,
+        class_weight=0.5,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3),
+        validate_every=EVERY,
+        log_every=1,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    points: list[dict[str, float]] = []
+    return run_stage(stage(folder, "undisturbed"), on_metrics=points.append), points
+
+
+def kill_a_worker(run: Path, killed: list[int]) -> None:
+    """SIGKILL one training worker of ours as soon as the first checkpoint begins to stand."""
+    first = run / f"step-{EVERY:08d}"
+    deadline = time.monotonic() + 300
+    while not first.exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    for process in psutil.Process().children(recursive=True):
+        if "RayTrainWorker" in " ".join(process.cmdline()):
+            process.kill()
+            killed.append(process.pid)
+            return
+
+
+def weights(uri: str) -> dict[str, torch.Tensor]:
+    return load_file(Path(uri) / "save.safetensors")
+
+
+def test_a_stage_learns_and_tells_what_it_did(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    summary, points = undisturbed
+    losses = {int(p["step"]): p["loss"] for p in summary["history"] if "loss" in p}
+    assert list(losses) == list(range(1, STEPS + 1))
+    assert losses[STEPS] < losses[1]
+    assert summary["steps"] == STEPS and summary["samples_per_second"] > 0
+    best = max(p["val_m_j"] for p in summary["history"] if "val_m_j" in p)
+    assert summary["val_m_j"] == best
+    assert points == summary["history"]
+    model = checkpoint.load_model(summary["checkpoint"])
+    assert model.config.image_size == 64
+
+
+def test_a_finished_stage_is_not_trained_again(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    again = run_stage(stage(folder, "undisturbed"))
+    assert again["checkpoint"] == undisturbed[0]["checkpoint"]
+    assert again["seconds"] < 5
+    with pytest.raises(ValueError, match="another configuration"):
+        run_stage(stage(folder, "undisturbed", seed=1))
+
+
+def test_a_killed_worker_changes_nothing_in_the_result(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    killed: list[int] = []
+    watcher = threading.Thread(
+        target=kill_a_worker, args=(folder / "runs" / "killed", killed), daemon=True
+    )
+    watcher.start()
+    summary = run_stage(stage(folder, "killed"))
+    watcher.join()
+    assert killed
+    last = f"step-{STEPS:08d}"
+    whole, resumed = (weights(str(folder / "runs" / n / last)) for n in ("undisturbed", "killed"))
+    for name, weight in whole.items():
+        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-5, msg=name)
+    assert len(summary["history"]) == len(undisturbed[0]["history"])
+
+
+@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16")])
+def test_a_checkpoint_of_two_workers_is_taken_up_by_one(
+    folder: Path,
+    undisturbed: tuple[dict[str, Any], list[dict[str, float]]],
+    zero_stage: int,
+    precision: str,
+) -> None:
+    code = f"""
+import sys, torch
+from pathlib import Path
+from safetensors.torch import load_file
+from training import checkpoint, loop
+from training.recipe import *
+torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
+config = TrainConfig(
+    stage="alone", corpus="", steps=1, class_weight=0.5, precision={precision!r},
+    model=ModelConfig(image_size=64), workers=WorkersConfig(count=1, zero_stage={zero_stage}),
+)
+folder = Path(sys.argv[1])
+tensors = load_file(folder / "optimizer.safetensors")
+learner = loop.build_learner(config, classes=len(tensors["weights/heads.sound.bias"]))
+engine = loop._start_engine(config, learner, torch.device("cpu"))
+checkpoint.restore(folder, engine, learner)
+got = checkpoint.gather(engine, learner)
+own = {{"weights/save." + k: v for k, v in load_file(folder / "save.safetensors").items()}}
+for key, values in got.items():
+    for name, value in values.items():
+        assert torch.equal(value, (tensors | own)[f"{{key}}/{{name}}"]), (key, name)
+inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
+assert {{float(s["step"]) for s in inner.state.values()}} == {{float({STEPS})}}
+assert not list(Path(sys.argv[2]).rglob("*")), "something was compiled"
+"""
+    extensions = folder / f"extensions-{zero_stage}"
+    extensions.mkdir()
+    subprocess.run(
+        [sys.executable, "-c", code, str(folder / "runs/undisturbed" / f"step-{STEPS:08d}")]
+        + [str(extensions)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "OMP_NUM_THREADS": "1",
+            "TORCH_EXTENSIONS_DIR": str(extensions),
+            "RANK": "0",
+            "LOCAL_RANK": "0",
+            "WORLD_SIZE": "1",
+        },
+        check=True,
+    )
+
+
+def test_the_entry_point_finetunes_from_a_parent_with_one_worker(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    cluster.disconnect()
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "training/finetune.py"), "--corpus", str(folder / "corpus")]
+        + ["--output", str(folder / "runs"), "--parent", undisturbed[0]["checkpoint"]]
+        + ["--model.image_size", "64", "--steps", "2", "--workers.count", "1"]
+        + ["--tracking", f"sqlite:///{folder}/mlflow.db", "--workers.zero_stage", "2"],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    summary = json.loads(done.stdout.splitlines()[-1])
+    assert summary["steps"] == 2 and summary["parent"] == undisturbed[0]["checkpoint"]
+    assert summary["run_id"]
+    assert "step 2 of 2" in done.stderr
+
+
+def test_a_parent_of_another_size_is_refused_before_anything_starts(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    config = stage(
+        folder,
+        "other_size",
+        parent=undisturbed[0]["checkpoint"],
+        model=ModelConfig(image_size=96),
+        workers=WorkersConfig(count=1),
+    )
+    with pytest.raises(ValueError, match="64 pixels"):
+        run_stage(config)
+    assert not (folder / "runs" / "other_size").exists()
