@@ -58,6 +58,9 @@ def connect(*, num_cpus: int | None = None) -> None:
     """
     for name, value in _QUIET.items():
         os.environ.setdefault(name, value)
+    if os.environ.get("RAY_AUTH_TOKEN_PATH") or os.environ.get("RAY_AUTH_TOKEN"):
+        # Ray reads this when it is imported.
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
     import ray
 
     if ray.is_initialized():
@@ -80,8 +83,6 @@ def disconnect() -> None:
 def _join(address: str) -> None:
     import ray
 
-    if os.environ.get("RAY_AUTH_TOKEN_PATH") or os.environ.get("RAY_AUTH_TOKEN"):
-        os.environ.setdefault("RAY_AUTH_MODE", "token")
     # A job brings its environment along; a driver of its own has to send code and keys.
     in_job = _JOB_VARIABLE in os.environ
     runtime_env: dict[str, object] | None = None
@@ -99,8 +100,9 @@ def _join(address: str) -> None:
         )
     except ConnectionError:
         raise ConnectionError(
-            f"no Ray cluster answers at RAY_ADDRESS={address}: start one, or unset RAY_ADDRESS "
-            "to run on this machine alone"
+            f"no Ray cluster answers at RAY_ADDRESS={address}: start one, set RAY_AUTH_MODE=token "
+            "and RAY_AUTH_TOKEN_PATH if it asks for a token, or unset RAY_ADDRESS to run on this "
+            "machine alone"
         ) from None
 
 

@@ -252,11 +252,14 @@ def _read_video_sound(container: Any, max_seconds: float) -> tuple[np.ndarray, i
 def _video_frames(source: str | Path, max_seconds: float) -> Iterator[tuple[float, np.ndarray]]:
     import av
 
-    with av.open(str(source)) as container:
-        for frame in container.decode(container.streams.video[0]):
-            if frame.time is not None and frame.time > max_seconds:
-                return
-            yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
+    try:
+        with av.open(str(source)) as container:
+            for frame in container.decode(container.streams.video[0]):
+                if frame.time is not None and frame.time > max_seconds:
+                    return
+                yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
+    except av.FFmpegError as error:
+        raise ValueError(f"{source} is damaged in the middle: {error.strerror}") from None
 
 
 def write_video(

@@ -1,13 +1,15 @@
 """Loading the published checkpoints of SAM and VGGish by their own key names.
 
 Files are read with ``weights_only=True``: nothing in them is executed. A key that is missing, left
-over or of another shape is an error that names it. The image encoder's absolute positions and the
+over or of another shape is an error that names it, and a file under a published name must have the
+published sha256. The image encoder's absolute positions and the
 relative positions of its global blocks are the only tensors that depend on the input size; they
 are resized as SAM-Med2D resizes them.
 
 Shapes: G x G grid of the model, g x g grid of the checkpoint, C channels, D channels of a head.
 """
 
+import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +22,17 @@ if TYPE_CHECKING:
     from model.image_encoder import ImageEncoder
 
 SAM_PARTS = ("image_encoder", "prompt_encoder", "mask_decoder")
+# sha256 of the published files. SAM's authors publish none (the six digits in their file names
+# begin the md5). These are the ones that micro-sam's pooch registry (micro_sam/util.py), deepof's
+# download_models.py and several other projects check their downloads against; all agree.
+# VGGish's begins with the eight digits that its author put into the file name, as torch.hub asks
+# for; in full it is in uncharted-distil's distil-primitives and Radio Track Splitter's installer.
+PUBLISHED_SHA256 = {
+    "sam_vit_b_01ec64.pth": "ec2df62732614e57411cdcf32a23ffdf28910380d03139ee0f4fcbe91eb8c912",
+    "sam_vit_l_0b3195.pth": "3adcc4315b642a4d2101128f611684e8734c41232a17c648ed1693702a49a622",
+    "sam_vit_h_4b8939.pth": "a7bf3b02f3ebf1267aba913ff637d9a2d5c33d3173bb679e46d9f338c26f262e",
+    "vggish-10086976.pth": "10086976245803799d9194e9a73d9b6c1549c71d1b80106f5cade5608a561f4b",
+}
 # What this project adds to SAM's image encoder, and no SAM checkpoint has.
 ADAPTER = ".Adapter."
 # torchaudio's bundle (``vggish.pt``) has the same layers under other names.
@@ -50,19 +63,46 @@ def read_state_dict(path: str | Path) -> dict[str, Tensor]:
     return dict(state)
 
 
+def checked_sha256(path: str | Path) -> str:
+    """sha256 of a checkpoint file, which under a published name must be the published one.
+
+    A copy whose name only ends in a published name, as in a cache, counts as named so too.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        ValueError: the file has a published name and other content.
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"no checkpoint file at {path}")
+    with path.open("rb") as file:
+        found = hashlib.file_digest(file, "sha256").hexdigest()
+    for name, published in PUBLISHED_SHA256.items():
+        if path.name.endswith(name) and found != published:
+            raise ValueError(
+                f"{path} is damaged: the published {name} has sha256 {published}, this file has "
+                f"{found}. Download it again; if it is another checkpoint, give it another name"
+            )
+    return found
+
+
 def load_sam(
     path: str | Path,
     *,
     image_encoder: "ImageEncoder",
     prompt_encoder: nn.Module,
     mask_decoder: nn.Module,
-) -> None:
+) -> str:
     """Load an official SAM checkpoint (``sam_vit_*.pth``) into the three parts it describes.
+
+    Returns:
+        the file's sha256.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or its keys or shapes are those of another model.
+        ValueError: the file is damaged, or its keys or shapes are those of another model.
     """
+    sha256 = checked_sha256(path)
     state = read_state_dict(path)
     unexpected = [key for key in state if key.partition(".")[0] not in SAM_PARTS]
     if unexpected:
@@ -78,15 +118,20 @@ def load_sam(
         _check(module, parts[part], f"SAM checkpoint {path}", prefix=f"{part}.")
     for part, module in modules.items():
         module.load_state_dict(parts[part], strict=False)
+    return sha256
 
 
-def load_vggish(path: str | Path, vggish: nn.Module) -> None:
+def load_vggish(path: str | Path, vggish: nn.Module) -> str:
     """Load VGGish from torchvggish's (``vggish-10086976.pth``) or torchaudio's (``vggish.pt``).
+
+    Returns:
+        the file's sha256.
 
     Raises:
         FileNotFoundError: there is no such file.
-        ValueError: the file cannot be read, or its keys or shapes are those of another model.
+        ValueError: the file is damaged, or its keys or shapes are those of another model.
     """
+    sha256 = checked_sha256(path)
     state: dict[str, Tensor] = {}
     for key, value in read_state_dict(path).items():
         for theirs, ours in TORCHAUDIO_VGGISH_NAMES.items():
@@ -94,6 +139,7 @@ def load_vggish(path: str | Path, vggish: nn.Module) -> None:
         state[key] = value
     _check(vggish, state, f"VGGish checkpoint {path}")
     vggish.load_state_dict(state)
+    return sha256
 
 
 def _under(state: Mapping[str, Tensor], part: str) -> dict[str, Tensor]:
@@ -133,29 +179,33 @@ def _resize_table(rel_pos_LD: Tensor, length: int) -> Tensor:
     return F.interpolate(rel_pos_LD.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def _check(
-    module: nn.Module, state: Mapping[str, Tensor], source: str, *, prefix: str = ""
-) -> None:
-    """Refuse a state whose keys or shapes are not the module's; its adapters are not expected."""
-    wanted = module.state_dict()
-    missing = [prefix + key for key in wanted if key not in state and ADAPTER not in key]
-    unexpected = [prefix + key for key in state if key not in wanted or ADAPTER in key]
+def mismatch(
+    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, prefix: str = ""
+) -> str:
+    """What is missing in a state, left over or of another shape, in words; empty if it fits."""
     misshapen = [
         f"{prefix}{key} {list(wanted[key].shape)} but got {list(value.shape)}"
         for key, value in state.items()
         if key in wanted and wanted[key].shape != value.shape
     ]
-    problems = [
+    return "; ".join(
         f"{label} {_names(names)}"
         for label, names in (
-            ("missing:", missing),
-            ("unexpected:", unexpected),
+            ("missing:", [prefix + key for key in wanted if key not in state]),
+            ("unexpected:", [prefix + key for key in state if key not in wanted]),
             ("expected shape", misshapen),
         )
         if names
-    ]
-    if problems:
-        raise ValueError(f"{source} is of another model or incomplete; {'; '.join(problems)}")
+    )
+
+
+def _check(
+    module: nn.Module, state: Mapping[str, Tensor], source: str, *, prefix: str = ""
+) -> None:
+    """Refuse a state whose keys or shapes are not the module's; its adapters are not expected."""
+    wanted = {key: value for key, value in module.state_dict().items() if ADAPTER not in key}
+    if problems := mismatch(state, wanted, prefix=prefix):
+        raise ValueError(f"{source} is of another model or incomplete; {problems}")
 
 
 def _names(names: Iterable[str], limit: int = 5) -> str:

@@ -20,8 +20,8 @@ from typing import Literal, TypeVar, get_args
 
 import torch
 from torch import Tensor, nn
-from torch.utils.flop_counter import FlopCounterMode
 
+from model import summary
 from model.audio_adapter import AUDIO_DIM, PROMPT_DIM, ChainAudioAdapter, SamaAudioAdapter
 from model.checkpoints import load_sam, load_vggish
 from model.image_adapter import AdapterInit, Spatial
@@ -37,7 +37,6 @@ from model.vggish import EXAMPLE_FRAMES, MEL_BANDS, SmallVGGish, VGGish
 
 AudioAdapter = Literal["chain", "sama"]
 Choice = TypeVar("Choice", bound=str)
-Result = TypeVar("Result")
 
 # ImageNet-normalised pixels lie in -2.2..2.7; anything far outside was not normalised.
 LARGEST_PIXEL = 20.0
@@ -150,7 +149,7 @@ def build_save(
 
     Raises:
         ValueError: an unknown name or option, an image size that is no multiple of 16, or a
-            checkpoint of another model.
+            checkpoint that is damaged or of another model.
         FileNotFoundError: a checkpoint path does not exist.
     """
     size = SIZES.get(name)
@@ -172,14 +171,14 @@ def build_save(
         )
     save = SAVE(config)
     if sam_checkpoint is not None:
-        load_sam(
+        save.base["sam"] = load_sam(
             sam_checkpoint,
             image_encoder=save.image_encoder,
             prompt_encoder=save.prompt_encoder,
             mask_decoder=save.mask_decoder,
         )
     if vggish_checkpoint is not None:
-        load_vggish(vggish_checkpoint, save.audio_encoder)
+        save.base["vggish"] = load_vggish(vggish_checkpoint, save.audio_encoder)
     return save
 
 
@@ -194,6 +193,8 @@ class SAVE(nn.Module):
         super().__init__()
         size = SIZES[config.name]
         self.config = config
+        self.base: dict[str, str] = {}
+        """sha256 of the published checkpoints it stands on, by ``sam`` and ``vggish``."""
         self.image_encoder = ImageEncoder(
             image_size=config.image_size,
             dim=size.dim,
@@ -290,29 +291,14 @@ class SAVE(nn.Module):
         return [(name, value) for name, value in self.named_parameters() if value.requires_grad]
 
     def summary(self) -> str:
-        """A table of the parts: parameters, how many are trained, and GFLOP of one sample.
+        """A table of the parts: parameters, trainable and frozen, and GFLOP of one sample.
 
-        A multiply-add counts as two operations; only products and convolutions are counted.
+        A multiply-add counts as two operations. All products are counted, those of attention
+        included; norms, activations and sums are not.
         """
-        flops = _count_flops(self.config)
-        rows = [("", "parameters", "trainable", "GFLOP")]
-        totals = [0, 0, 0]
-        for part, gflop in flops.items():
-            parameters = [
-                parameter
-                for name, parameter in self.named_parameters()
-                if (".Adapter." in name and part == "image adapters")
-                or (".Adapter." not in name and name.startswith(part.replace(" ", "_")))
-            ]
-            counts = [
-                sum(parameter.numel() for parameter in parameters),
-                sum(parameter.numel() for parameter in parameters if parameter.requires_grad),
-                gflop,
-            ]
-            totals = [total + count for total, count in zip(totals, counts, strict=True)]
-            rows.append((part, f"{counts[0]:,}", f"{counts[1]:,}", f"{counts[2] / 1e9:.3f}"))
-        rows.append(("total", f"{totals[0]:,}", f"{totals[1]:,}", f"{totals[2] / 1e9:.3f}"))
-        return "\n".join(f"{a:<15}{b:>15}{c:>15}{d:>10}" for a, b, c, d in rows)
+        with torch.device("meta"):
+            twin = SAVE(self.config)
+        return summary.table(self, twin)
 
     def _freeze(self, *, pretrained: bool) -> None:
         unused = tuple(
@@ -359,38 +345,6 @@ class SAVE(nn.Module):
             raise ValueError(
                 f"expected one sound for each image, got {images} images and {sounds} sounds"
             )
-
-
-def _count_flops(config: SaveConfig) -> dict[str, int]:
-    """Operations of one sample in each part, counted on shapes alone."""
-    with torch.device("meta"):
-        twin = SAVE(config)
-        image = torch.empty(1, 3, config.image_size, config.image_size)
-        log_mel = torch.empty(1, 1, EXAMPLE_FRAMES, MEL_BANDS)
-    with torch.no_grad():
-        audio, audio_encoder = _counted(lambda: twin.embed_audio(log_mel))
-        (injections, prompt), audio_adapter = _counted(lambda: twin.audio_adapter(audio))
-        embedding, image_encoder = _counted(lambda: twin.image_encoder(image, injections))
-        _, mask_decoder = _counted(
-            lambda: decode_masks(twin.mask_decoder, twin.prompt_encoder, embedding, prompt[:, None])
-        )
-    adapters = sum(count for name, count in image_encoder.items() if name.endswith(".Adapter"))
-    return {
-        "image encoder": image_encoder["Global"] - adapters,
-        "image adapters": adapters,
-        "audio encoder": audio_encoder["Global"],
-        "audio adapter": audio_adapter["Global"],
-        "prompt encoder": 0,
-        "mask decoder": mask_decoder["Global"],
-    }
-
-
-def _counted(call: Callable[[], Result]) -> tuple[Result, dict[str, int]]:
-    """What the call gives, and its operations by module name, ``Global`` for all."""
-    with FlopCounterMode(display=False) as counter:
-        result = call()
-    counts = counter.get_flop_counts()
-    return result, {name: sum(operations.values()) for name, operations in counts.items()}
 
 
 def _all_finite(tensor: Tensor, limit: float = float("inf")) -> bool:

@@ -2,18 +2,18 @@
 
 ::
 
-    save.safetensors    what was learned here: every tensor of a model trained from scratch, and
-                        of one built on published weights those that are trained
-    save.json           the model's configuration, and a fingerprint of the published weights
+    save.safetensors    every tensor that cannot be rebuilt: what is trained, and whatever was not
+                        loaded from a published checkpoint (all of a model trained from scratch,
+                        its random positional matrix included)
+    save.json           the model's configuration, and the sha256 of the published checkpoints
 
 Published weights are not copied: who loads the model names the same SAM and VGGish files again,
-and the fingerprint tells whether they are the same.
+and their sha256 tells whether they are the same.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -24,14 +24,16 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from model.save import SAVE, SIZES, build_save
+from model.checkpoints import ADAPTER, SAM_PARTS, mismatch
+from model.save import SAVE, build_save
 
 WEIGHTS = "save.safetensors"
 CONFIG = "save.json"
 FORMAT_VERSION = 1
 
-# Values per tensor that enter the fingerprint.
-_PROBED_VALUES = 64
+# What a published checkpoint fills, by its key in ``SAVE.base``.
+BASE_PARTS = {"sam": SAM_PARTS, "vggish": ("audio_encoder",)}
+BASE_NAMES = {"sam": "SAM", "vggish": "VGGish"}
 
 
 def save(
@@ -46,17 +48,16 @@ def save(
     Args:
         weights: taken in place of the model's own tensors of these names, for instance the full
             precision copies that an optimizer holds.
-        published: ``fingerprint`` of the model before it was cast to another precision.
     """
     folder.mkdir(parents=True, exist_ok=True)
     kept = {
         name: (weights or {}).get(name, value).detach().to("cpu", torch.float32).contiguous()
-        for name, value in _learned(model).items()
+        for name, value in _kept(model).items()
     }
     description = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model.config),
-        "published_weights": published or fingerprint(model),
+        "base_sha256": model.base,
     }
     save_file(kept, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
@@ -75,11 +76,18 @@ def load(
         vggish_checkpoint: likewise VGGish's.
 
     Raises:
-        FileNotFoundError: there is no model in the folder.
-        ValueError: the folder is damaged, or the published weights are not those it was trained on.
+        FileNotFoundError: there is no model in the folder, or no checkpoint at a path.
+        ValueError: the folder is damaged, or a checkpoint is not the one it was trained on.
     """
     config = read_config(folder)["model"]
-    model = build_save(**config, sam_checkpoint=sam_checkpoint, vggish_checkpoint=vggish_checkpoint)
+    try:
+        model = build_save(
+            **config, sam_checkpoint=sam_checkpoint, vggish_checkpoint=vggish_checkpoint
+        )
+    except TypeError:
+        raise ValueError(
+            f"{folder / CONFIG} is damaged: it does not describe a SAVE, got {config}"
+        ) from None
     load_weights(model, folder)
     return model
 
@@ -90,7 +98,7 @@ def load_weights(model: SAVE, folder: Path) -> None:
     Raises:
         FileNotFoundError: there is no model in the folder.
         ValueError: it is damaged, of another configuration, or was trained on other published
-            weights than those of ``model``.
+            checkpoints than ``model`` stands on.
     """
     description = read_config(folder)
     ours, theirs = dataclasses.asdict(model.config), description["model"]
@@ -100,29 +108,15 @@ def load_weights(model: SAVE, folder: Path) -> None:
     if different:
         told = ", ".join(f"{k} {theirs.get(k)} instead of {ours.get(k)}" for k in different)
         raise ValueError(f"{folder} holds a model of another configuration: {told}")
-    if description["published_weights"] != fingerprint(model):
-        raise ValueError(
-            f"{folder} was trained on other SAM or VGGish weights than those given: name the "
-            "sam_checkpoint and vggish_checkpoint that it was trained with"
-        )
-    try:
-        weights = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError) as error:
-        raise ValueError(f"{folder / WEIGHTS} is damaged or missing: {error}") from None
-    wanted = _learned(model)
-    wrong = sorted(weights.keys() ^ wanted.keys()) + sorted(
-        name for name in weights.keys() & wanted.keys() if weights[name].shape != wanted[name].shape
-    )
-    if wrong:
-        raise ValueError(
-            f"{folder / WEIGHTS} does not fit {model.config.name}: {', '.join(wrong[:5])} missing, "
-            "left over or of another shape"
-        )
+    _check_base(model, description["base_sha256"], folder)
+    weights = _read_weights(folder / WEIGHTS)
+    if problems := mismatch(weights, _kept(model)):
+        raise ValueError(f"{folder / WEIGHTS} does not fit {model.config.name}; {problems}")
     model.load_state_dict(weights, strict=False)
 
 
 def read_config(folder: Path) -> dict[str, Any]:
-    """The content of ``save.json``: ``model`` and ``published_weights``."""
+    """The content of ``save.json``: ``model``, and ``base_sha256`` by ``sam`` and ``vggish``."""
     if not (folder / CONFIG).is_file():
         raise FileNotFoundError(f"{folder} holds no model: {CONFIG} is missing")
     try:
@@ -130,36 +124,53 @@ def read_config(folder: Path) -> dict[str, Any]:
         version = description["format_version"]
         if version != FORMAT_VERSION:
             raise ValueError(f"{folder} has model format {version}, this reads {FORMAT_VERSION}")
-        if not isinstance(description["model"], dict) or "published_weights" not in description:
+        base = description.setdefault("base_sha256", {})
+        if not isinstance(description["model"], dict) or not base.keys() <= BASE_NAMES.keys():
             raise KeyError
-    except (json.JSONDecodeError, KeyError, TypeError, UnicodeDecodeError):
+    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError):
         raise ValueError(f"{folder / CONFIG} is damaged") from None
     assert isinstance(description, dict)
     return description
 
 
-def _learned(model: SAVE) -> dict[str, Tensor]:
-    state = model.state_dict()
-    if not SIZES[model.config.name].pretrained:
-        return state
-    trained = {name for name, _ in model.trainable_parameters()}
-    return {name: value for name, value in state.items() if name in trained}
-
-
 def fingerprint(model: SAVE) -> str | None:
-    """sha256 over evenly spread values of every tensor that ``_learned`` leaves out.
+    return None
 
-    Of the 160 million values of SAM and VGGish a few thousand tell one checkpoint from another.
-    """
-    learned = _learned(model).keys()
-    left_out = {k: v for k, v in sorted(model.state_dict().items()) if k not in learned}
-    if not left_out:
-        return None
-    digest = hashlib.sha256()
-    for name, value in left_out.items():
-        values = value.detach().flatten()
-        probes = torch.linspace(0, values.numel() - 1, _PROBED_VALUES, dtype=torch.float64).long()
-        probed = values[probes.to(values.device)].to("cpu", torch.float32)
-        digest.update(f"{name} {list(value.shape)}".encode())
-        digest.update(probed.numpy().tobytes())
-    return digest.hexdigest()
+
+def _kept(model: SAVE) -> dict[str, Tensor]:
+    """The tensors that cannot be rebuilt from the configuration and the published checkpoints."""
+    trained = {name for name, _ in model.trainable_parameters()}
+    published = {part for key in model.base for part in BASE_PARTS[key]}
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if name in trained or ADAPTER in name or name.partition(".")[0] not in published
+    }
+
+
+def _check_base(model: SAVE, trained_on: Mapping[str, str], folder: Path) -> None:
+    """Refuse a model that stands on other published checkpoints than the saved one did."""
+    for key, name in BASE_NAMES.items():
+        expected, given = trained_on.get(key), model.base.get(key)
+        if expected == given:
+            continue
+        if expected is None:
+            raise ValueError(
+                f"{folder} was trained without a published {name} checkpoint and holds its own "
+                f"weights: leave {key}_checkpoint out, got one with sha256 {given}"
+            )
+        raise ValueError(
+            f"{folder} was trained on the {name} checkpoint with sha256 {expected}, got "
+            f"{given or 'none'}: name that file as {key}_checkpoint"
+        )
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder holds a part of a model only")
+    try:
+        return load_file(path)
+    except (SafetensorError, OSError) as error:
+        raise ValueError(
+            f"{path} is damaged (truncated, or no safetensors file): {error}"
+        ) from None

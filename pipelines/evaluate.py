@@ -14,7 +14,9 @@ from infra.config import main, to_dict
 from infra.corpus import Corpus
 from infra.tracking import DEFAULT_EXPERIMENT, Tracker
 from training.checkpoint import load_model
-from training.evaluation import SOUNDS, can_swap, listening, score_sounds, sound_blind
+from training.clips import SOUNDS, can_swap
+from training.evaluation import score_sounds, sound_blind
+from training.listening import listening
 
 log = logging.getLogger("evaluate")
 

@@ -29,7 +29,8 @@ from synth.miniature import Counts, MiniatureConfig, write_miniature
 from synth.plan import split_assets
 from synth.recipe import TRAIN, Samples
 from training.checkpoint import load_model
-from training.evaluation import listening, score_sounds, sound_blind
+from training.evaluation import score_sounds, sound_blind
+from training.listening import listening
 from training.recipe import TrainConfig
 from training.stage import run_stage
 

@@ -76,7 +76,7 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
         seed=job.seed,
         recipe=recipe,
         sources=sources,
-        licences=list(catalog.licences),
+        licences=_licences(pools),
         refused=catalog.refused,
         notes=NOTES,
     )
@@ -87,6 +87,16 @@ def _catalog(job: SynthesizeConfig) -> Catalog:
         return Catalog.read(job.catalog)
     where = storage.join(job.uri, "catalog")
     return make_catalog(CatalogConfig(uri=where, media=job.media, parallelism=job.parallelism))
+
+
+def _licences(pools: dict[str, Pools]) -> list[str]:
+    """Of everything that a scene may be made from."""
+    used: set[str] = set()
+    for pool in pools.values():
+        used |= {row.licence for rows in pool.objects.values() for row in rows}
+        used |= {row.licence for rows in pool.clips.values() for row in rows}
+        used |= {row.licence for row in pool.backgrounds} | {row.licence for row in pool.silent}
+    return sorted(used)
 
 
 def _make(

@@ -172,7 +172,13 @@ def _start_engine(config: TrainConfig, learner: Learner, device: torch.device) -
         "train_micro_batch_size_per_gpu": max(
             config.batch // torch.distributed.get_world_size(), 1
         ),
-        "zero_optimization": {"stage": config.workers.zero_stage},
+        "zero_optimization": {
+            "stage": config.workers.zero_stage,
+            # Elements, not bytes; the default would reserve 2 GB a buffer.
+            "reduce_bucket_size": 50_000_000,
+            # Gloo has no reduce-scatter: DeepSpeed would make one of many small reductions.
+            "reduce_scatter": device.type != "cpu",
+        },
         "gradient_clipping": config.optimizer.clip_norm,
         "bf16": {"enabled": config.precision == "bf16"},
         "steps_per_print": sys.maxsize,

@@ -64,10 +64,12 @@ def undisturbed(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
 
 
 def kill_a_worker(run: Path, killed: list[int]) -> None:
-    """SIGKILL one training worker of ours as soon as the first checkpoint begins to stand."""
-    first = run / f"step-{EVERY:08d}"
+    """SIGKILL one training worker of ours as soon as the first checkpoint stands."""
+    commits = run / "checkpoint_manager_snapshot.json"
     deadline = time.monotonic() + 300
-    while not first.exists() and time.monotonic() < deadline:
+    while time.monotonic() < deadline:
+        if commits.exists() and f"step-{EVERY:08d}" in commits.read_text():
+            break
         time.sleep(0.02)
     for process in psutil.Process().children(recursive=True):
         if "RayTrainWorker" in " ".join(process.cmdline()):
@@ -106,8 +108,11 @@ def test_a_finished_stage_is_not_trained_again(
 
 
 def test_a_killed_worker_changes_nothing_in_the_result(
-    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+    folder: Path,
+    undisturbed: tuple[dict[str, Any], list[dict[str, float]]],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
+    caplog.set_level("INFO", logger="training")
     killed: list[int] = []
     watcher = threading.Thread(
         target=kill_a_worker, args=(folder / "runs" / "killed", killed), daemon=True
@@ -115,7 +120,7 @@ def test_a_killed_worker_changes_nothing_in_the_result(
     watcher.start()
     summary = run_stage(stage(folder, "killed"))
     watcher.join()
-    assert killed
+    assert killed and "resuming after step" in caplog.text
     last = f"step-{STEPS:08d}"
     whole, resumed = (weights(str(folder / "runs" / n / last)) for n in ("undisturbed", "killed"))
     for name, weight in whole.items():
@@ -155,11 +160,11 @@ inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
 assert {{float(s["step"]) for s in inner.state.values()}} == {{float({STEPS})}}
 assert not list(Path(sys.argv[2]).rglob("*")), "something was compiled"
 """
+    newest = folder / "runs/undisturbed" / f"step-{STEPS:08d}"
     extensions = folder / f"extensions-{zero_stage}"
     extensions.mkdir()
     subprocess.run(
-        [sys.executable, "-c", code, str(folder / "runs/undisturbed" / f"step-{STEPS:08d}")]
-        + [str(extensions)],
+        [sys.executable, "-c", code, str(newest), str(extensions)],
         cwd=ROOT,
         env={
             **os.environ,
@@ -177,11 +182,19 @@ def test_the_entry_point_finetunes_from_a_parent_with_one_worker(
     folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
 ) -> None:
     cluster.disconnect()
+    told = {
+        "corpus": folder / "corpus",
+        "output": folder / "runs",
+        "parent": undisturbed[0]["checkpoint"],
+        "tracking": f"sqlite:///{folder}/mlflow.db",
+        "model.image_size": 64,
+        "steps": 2,
+        "workers.count": 1,
+        "workers.zero_stage": 2,
+    }
+    flags = [f"--{name}={value}" for name, value in told.items()]
     done = subprocess.run(
-        [sys.executable, str(ROOT / "training/finetune.py"), "--corpus", str(folder / "corpus")]
-        + ["--output", str(folder / "runs"), "--parent", undisturbed[0]["checkpoint"]]
-        + ["--model.image_size", "64", "--steps", "2", "--workers.count", "1"]
-        + ["--tracking", f"sqlite:///{folder}/mlflow.db", "--workers.zero_stage", "2"],
+        [sys.executable, str(ROOT / "training/finetune.py"), *flags],
         cwd=folder,
         capture_output=True,
         text=True,

@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from infra.corpus import Corpus
 from tests.made_corpus import colour, tone, write_made_corpus
-from training import evaluation
+from training import clips, evaluation
+from training.listening import listening
 from training.data import IMAGE_MEAN, IMAGE_SPREAD, clip_log_mel
 
 CLASSES = 4
@@ -89,7 +90,7 @@ def test_a_perfect_listener_scores_one_and_falls_when_the_sound_is_swapped(corpu
 def test_a_model_without_ears_scores_the_same_for_every_sound(corpus: Corpus) -> None:
     scores = evaluation.score_sounds(Blind(), corpus, "test")
     blind = evaluation.sound_blind(corpus, "test")
-    for sound in evaluation.SOUNDS:
+    for sound in clips.SOUNDS:
         assert scores[sound] == pytest.approx(blind)
     assert blind is not None and blind["m_j"] == pytest.approx(0.5, abs=0.01)
 
@@ -102,11 +103,11 @@ def test_one_score_is_the_score_of_that_sound(corpus: Corpus) -> None:
 def test_sound_blind_is_none_where_no_object_is_known(tmp_path) -> None:
     corpus = write_made_corpus(str(tmp_path), samples={"test": 2}, with_objects=False)
     assert evaluation.sound_blind(corpus, "test") is None
-    assert evaluation.listening(Blind(), corpus, "test") is None
+    assert listening(Blind(), corpus, "test") is None
 
 
 def test_a_perfect_listener_picks_and_flips_always(corpus: Corpus) -> None:
-    found = evaluation.listening(Listener(), corpus, "test")
+    found = listening(Listener(), corpus, "test")
     assert found is not None
     assert (found["picked_right"], found["flips"], found["silence_empty"]) == (1.0, 1.0, 1.0)
     assert (found["samples"], found["scenes"]) == (8, 4)
@@ -115,7 +116,7 @@ def test_a_perfect_listener_picks_and_flips_always(corpus: Corpus) -> None:
 
 
 def test_the_mask_of_both_objects_is_no_pick(corpus: Corpus) -> None:
-    found = evaluation.listening(Blind(), corpus, "test")
+    found = listening(Blind(), corpus, "test")
     assert found is not None
     # Both squares are equally large, so the mask of both is a tie.
     assert (found["picked_right"], found["flips"], found["silence_empty"]) == (0.0, 0.0, 0.0)
@@ -123,7 +124,7 @@ def test_the_mask_of_both_objects_is_no_pick(corpus: Corpus) -> None:
 
 
 def test_an_empty_mask_is_no_pick(corpus: Corpus) -> None:
-    found = evaluation.listening(Empty(), corpus, "test")
+    found = listening(Empty(), corpus, "test")
     assert found is not None
     assert (found["picked_right"], found["flips"], found["silence_empty"]) == (0.0, 0.0, 1.0)
 
@@ -135,13 +136,13 @@ def test_always_the_left_object_is_half_right_and_never_flips(corpus: Corpus) ->
             inside_SS[:, SIZE // 2 :] = False
             return inside_SS
 
-    found = evaluation.listening(Left(), corpus, "test")
+    found = listening(Left(), corpus, "test")
     assert found is not None
     assert (found["picked_right"], found["flips"]) == (0.5, 0.0)
 
 
 def test_samples_without_a_partner_make_no_scene(corpus: Corpus) -> None:
-    found = evaluation.listening(Listener(), corpus, "train")
+    found = listening(Listener(), corpus, "train")
     assert found is not None
     # Every eighth of 24 is silent and shows no sounding object.
     assert (found["samples"], found["scenes"], found["flips"]) == (21, 0, 0.0)
@@ -153,10 +154,10 @@ def test_a_swapped_sound_is_of_the_silent_object_and_never_of_the_sounding_one(
     table = corpus.table("test")
     for row in range(len(table)):
         meta = corpus.read("test", row, names=[]).meta
-        other = corpus.read("test", evaluation.swapped_row(corpus, "test", row), names=[]).meta
+        other = corpus.read("test", clips.swapped_row(corpus, "test", row), names=[]).meta
         silent = {t["class"] for t in meta["objects"][0] if not t["sounding"]}
         assert set(other["classes"]) == silent
-        assert evaluation.swapped_row(corpus, "test", row) == evaluation.swapped_row(
+        assert clips.swapped_row(corpus, "test", row) == clips.swapped_row(
             Corpus.open(corpus.uri), "test", row
         )
 
@@ -165,12 +166,12 @@ def test_without_object_masks_a_swapped_sound_is_of_any_other_class(tmp_path) ->
     corpus = write_made_corpus(str(tmp_path), samples={"test": 8}, with_objects=False)
     classes = corpus.table("test")["classes"].to_pylist()
     for row, own in enumerate(classes):
-        assert not set(own) & set(classes[evaluation.swapped_row(corpus, "test", row)])
+        assert not set(own) & set(classes[clips.swapped_row(corpus, "test", row)])
 
 
 def test_nothing_to_swap_is_said(tmp_path) -> None:
     corpus = write_made_corpus(str(tmp_path), samples={"test": 1})
-    assert not evaluation.can_swap(corpus, "test")
+    assert not clips.can_swap(corpus, "test")
     with pytest.raises(ValueError, match="no sound can be swapped in"):
         evaluation.score(Blind(), corpus, "test", sound="swapped")
 
@@ -200,7 +201,7 @@ def test_logits_are_compared_at_the_size_of_the_true_mask(corpus: Corpus) -> Non
 
 
 def test_a_limit_takes_whole_scenes_from_all_over_the_split(corpus: Corpus) -> None:
-    found = evaluation.listening(Listener(), corpus, "test", limit=4)
+    found = listening(Listener(), corpus, "test", limit=4)
     assert found is not None and (found["samples"], found["scenes"]) == (4, 2)
     assert evaluation.score(Listener(), corpus, "test", limit=3)["clips"] == 3
 
