@@ -184,7 +184,7 @@ def test_only_annotated_frames_count(tmp_path) -> None:
 
 def test_scores_do_not_depend_on_the_batches(corpus: Corpus, monkeypatch) -> None:
     whole = evaluation.score_sounds(Listener(), corpus, "test")
-    monkeypatch.setattr(evaluation, "_frames_per_batch", lambda side: 3)
+    monkeypatch.setattr(clips, "_frames_per_batch", lambda side: 3)
     model = Listener()
     assert evaluation.score_sounds(model, corpus, "test") == whole
     assert max(model.batches) == 3
