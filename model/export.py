@@ -45,9 +45,10 @@ def export_program(model: SAVE) -> ExportedProgram:
     batch = Dim("batch")
     was_training = model.training
     try:
-        return torch.export.export(
-            model.eval(), (image, log_mel), dynamic_shapes={name: {0: batch} for name in INPUTS}
-        )
+        with torch.no_grad():
+            return torch.export.export(
+                model.eval(), (image, log_mel), dynamic_shapes={name: {0: batch} for name in INPUTS}
+            )
     finally:
         model.train(was_training)
 
@@ -81,6 +82,8 @@ def export_onnx(model: SAVE, path: str | Path) -> None:
         program,
         f=path,
         dynamo=True,
+        # The runtime folds constants and fuses as it loads; doing it here costs most of the time.
+        optimize=False,
         input_names=list(INPUTS),
         output_names=[OUTPUT],
         external_data=size > LARGEST_SINGLE_FILE,

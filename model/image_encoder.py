@@ -10,6 +10,10 @@ windows is padded with zeros there, after the norm and before ``qkv``: so each p
 and value are the bias of ``qkv``, and nobody reads what its query would find. Here ``qkv`` and
 ``proj`` run on the real cells only, queries are real cells only, and padded keys are filled in.
 
+In a bf16 or half model the stream of residuals between the parts is float32, as under autocast:
+rounding it after each of its dozens of sums would double the encoder's error. The parts themselves
+run in the model's dtype.
+
 Shapes: B images, H x W grid cells, C channels, S window side, N windows, h x w the real cells of a
 window, M heads, D channels of a head.
 """
@@ -90,10 +94,12 @@ class ImageEncoder(nn.Module):
         """
         assert injections is None or len(injections) == len(self.blocks)
         x_BHWC = self.patch_embed(image_BCHW) + self.pos_embed
+        x_BHWC = x_BHWC.to(torch.promote_types(x_BHWC.dtype, torch.float32))
         for index, block in enumerate(self.blocks):
             x_BHWC = block(x_BHWC)
             if injections is not None:
                 x_BHWC = x_BHWC + injections[index][:, None, None, :]
+        x_BHWC = x_BHWC.to(self.pos_embed.dtype)
         embedding_BCHW: Tensor = self.neck(x_BHWC.permute(0, 3, 1, 2))
         return embedding_BCHW
 
@@ -150,10 +156,20 @@ class Block(nn.Module):
         self.Adapter = adapter
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        x_BHWC = x_BHWC + self.attn(self.norm1(x_BHWC))
-        z_BHWC = self.norm2(x_BHWC)
+        x_BHWC = x_BHWC + self.attn(_normed(self.norm1, x_BHWC))
+        z_BHWC = _normed(self.norm2, x_BHWC)
         out: Tensor = x_BHWC + self.mlp(z_BHWC) + self.Adapter(z_BHWC)
         return out
+
+
+def _normed(norm: nn.LayerNorm, x_BHWC: Tensor) -> Tensor:
+    """The norm of a stream that may be more precise than the model, in the model's dtype."""
+    dtype = norm.weight.dtype
+    if x_BHWC.dtype == dtype:
+        normed: Tensor = norm(x_BHWC)
+        return normed
+    weight, bias = norm.weight.to(x_BHWC.dtype), norm.bias.to(x_BHWC.dtype)
+    return F.layer_norm(x_BHWC, norm.normalized_shape, weight, bias, norm.eps).to(dtype)
 
 
 class Mlp(nn.Module):

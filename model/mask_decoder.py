@@ -15,6 +15,8 @@ import torch.nn.functional as F
 from segment_anything.modeling import MaskDecoder, PromptEncoder, TwoWayTransformer
 from torch import Tensor
 
+from model.image_encoder import ChannelNorm
+
 PROMPT_DIM = 256
 MASK_TOKENS = 4
 # Parts of segment-anything's modules that get no gradient when one mask is asked for without
@@ -44,7 +46,7 @@ def build_mask_decoder(*, mlp_dim: int, attention_downsample: int) -> MaskDecode
         attention_downsample: by how much attention between tokens and image is narrower than the
             256 channels (2 in SAM).
     """
-    return MaskDecoder(
+    decoder = MaskDecoder(
         num_multimask_outputs=MASK_TOKENS - 1,
         transformer=TwoWayTransformer(
             depth=2,
@@ -57,6 +59,11 @@ def build_mask_decoder(*, mlp_dim: int, attention_downsample: int) -> MaskDecode
         iou_head_depth=3,
         iou_head_hidden_dim=256,
     )
+    # segment-anything's LayerNorm2d takes its mean and variance in bf16 when the model is bf16;
+    # this is the same norm with its sums in float32, and one kernel instead of seven.
+    norm = decoder.output_upscaling[1]
+    decoder.output_upscaling[1] = ChannelNorm(norm.weight.numel())
+    return decoder
 
 
 def dense_positions(prompt_encoder: PromptEncoder, dtype: torch.dtype) -> Tensor:

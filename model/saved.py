@@ -36,13 +36,7 @@ BASE_PARTS = {"sam": SAM_PARTS, "vggish": ("audio_encoder",)}
 BASE_NAMES = {"sam": "SAM", "vggish": "VGGish"}
 
 
-def save(
-    model: SAVE,
-    folder: Path,
-    *,
-    weights: Mapping[str, Tensor] | None = None,
-    published: str | None = None,
-) -> None:
+def save(model: SAVE, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
     """Write a model into ``folder``.
 
     Args:
@@ -131,10 +125,6 @@ def read_config(folder: Path) -> dict[str, Any]:
         raise ValueError(f"{folder / CONFIG} is damaged") from None
     assert isinstance(description, dict)
     return description
-
-
-def fingerprint(model: SAVE) -> str | None:
-    return None
 
 
 def _kept(model: SAVE) -> dict[str, Tensor]:

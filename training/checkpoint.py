@@ -84,16 +84,11 @@ def write(
     learner: Learner,
     gathered: Mapping[str, Mapping[str, Tensor]],
     progress: Progress,
-    published: str | None = None,
 ) -> None:
-    """Write a checkpoint into a local folder; one rank does.
-
-    Args:
-        published: fingerprint of SAM's and VGGish's weights, see ``model.saved.save``.
-    """
+    """Write a checkpoint into a local folder; one rank does."""
     weights = gathered[_WEIGHTS]
     own = {k.removeprefix("save."): v for k, v in weights.items() if k.startswith("save.")}
-    saved.save(learner.save, folder, weights=own, published=published)
+    saved.save(learner.save, folder, weights=own)
     tensors = {
         f"{_WEIGHTS}/{name}": value
         for name, value in weights.items()

@@ -73,7 +73,6 @@ def train(settings: dict[str, Any]) -> None:
             saved.load_weights(learner.save, folder)
         elif config.parent is not None:
             checkpoint.load_weights(learner.save, config.parent)
-        published = saved.fingerprint(learner.save)
         engine = _start_engine(config, learner, device)
         if folder is not None:
             checkpoint.restore(folder, engine, learner)
@@ -134,7 +133,7 @@ def train(settings: dict[str, Any]) -> None:
             if rank == 0:
                 post(board, f"{config.stage}: step {done} of {steps}, val M_J {m_j:.4f}")
                 post(board, point)
-            _report(engine, learner, progress, rank=rank, published=published)
+            _report(engine, learner, progress, rank=rank)
             validating += time.monotonic() - before
 
 
@@ -263,9 +262,7 @@ def _score(save: SAVE, clips: list[Clip], device: torch.device) -> Tensor:
     return torch.tensor([sum(scores), len(scores)], dtype=torch.float64)
 
 
-def _report(
-    engine: Any, learner: Learner, progress: Progress, *, rank: int, published: str | None
-) -> None:
+def _report(engine: Any, learner: Learner, progress: Progress, *, rank: int) -> None:
     gathered = checkpoint.gather(engine, learner)
     metrics = {"step": progress.step, "val_m_j": progress.m_j}
     if rank != 0:
@@ -277,7 +274,6 @@ def _report(
             learner=learner,
             gathered=gathered,
             progress=progress,
-            published=published,
         )
         ray.train.report(
             metrics,

@@ -188,8 +188,8 @@ def _summary(config: TrainConfig, corpus: Corpus, folder: str, result: Any) -> d
     best, metrics = max(
         result.best_checkpoints, key=lambda pair: (pair[1]["val_m_j"], pair[1]["step"])
     )
-    newest = max(result.best_checkpoints, key=lambda pair: pair[1]["step"])[0]
-    with newest.as_directory() as local:
+    # The newest checkpoint knows the whole story; it need not be among the best.
+    with result.checkpoint.as_directory() as local:
         progress = checkpoint.read_progress(Path(local))
     return {
         "stage": config.stage,

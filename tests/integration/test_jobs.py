@@ -44,7 +44,7 @@ def submit(
         env={**(head.env if env is None else env), "OMP_NUM_THREADS": "1"},
         capture_output=True,
         text=True,
-        timeout=300,
+        timeout=600,
         check=False,
     )
 
@@ -69,7 +69,7 @@ def test_a_job_without_the_token_is_refused(ray_head: RayHead) -> None:
     kept = {n: v for n, v in ray_head.env.items() if not n.startswith("RAY_AUTH")}
     ended = submit(ray_head, "true", env={**kept, "RAY_AUTH_MODE": "disabled"}, carry=False)
     assert ended.returncode != 0
-    assert "401" in ended.stdout + ended.stderr
+    assert "authentication is enabled" in ended.stdout + ended.stderr
 
 
 def test_the_working_directory_carries_the_code_and_nothing_else(ray_head: RayHead) -> None:

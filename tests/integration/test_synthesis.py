@@ -19,7 +19,7 @@ from infra.corpus import Corpus
 from pipelines.catalog import MediaConfig
 from pipelines.synthesize import SynthesizeConfig, run
 from synth.recipe import Recipe, Samples
-from tests.integration.conftest import ROOT, end_session, session_members
+from tests.integration.conftest import ROOT, end_session
 from tests.made_media import made_catalog
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
@@ -101,9 +101,7 @@ def test_a_rerun_makes_nothing(one_worker: dict[str, Any], media: Path) -> None:
     assert tars(uri) == before
 
 
-def test_a_rerun_makes_damaged_shards_anew(
-    one_worker: dict[str, Any], media: Path
-) -> None:
+def test_a_rerun_makes_damaged_shards_anew(one_worker: dict[str, Any], media: Path) -> None:
     shards = Path(one_worker["uri"]) / "shards"
     (shards / "train-00001.json").unlink()
     (shards / "val-00000.tar").write_bytes(b"torn")
@@ -133,12 +131,8 @@ def test_a_driver_killed_half_way_leaves_no_corpus_and_the_rerun_makes_what_is_m
             markers = list(uri.glob("shards/train-*.json"))
         driver.send_signal(signal.SIGKILL)
         driver.wait()
-        # Ray's processes notice that their driver is gone and end by themselves.
-        end = time.monotonic() + 30
-        while session_members(driver.pid) and time.monotonic() < end:
-            time.sleep(0.1)
     finally:
-        end_session(driver.pid)
+        end_session(driver.pid)  # its Ray, which takes a while to notice
     standing = len(list(uri.glob("shards/train-*.json")))
     assert 3 <= standing < 30, (tmp_path / "log").read_text()
     with pytest.raises(FileNotFoundError, match="no corpus stands at"):

@@ -120,9 +120,7 @@ def test_the_summary_is_the_last_line_of_standard_output(
     assert json.loads(out.splitlines()[-1]) == {"uri": "x", "b": 1}
 
 
-@pytest.mark.parametrize(
-    "error", [ValueError, FileNotFoundError, PermissionError, ConnectionError]
-)
+@pytest.mark.parametrize("error", [ValueError, FileNotFoundError, PermissionError, ConnectionError])
 def test_what_a_person_can_mend_is_one_sentence_and_code_1(
     error: type[Exception], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

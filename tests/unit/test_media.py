@@ -115,7 +115,7 @@ def test_channels_are_averaged_and_a_stretch_can_be_read() -> None:
 
 @pytest.mark.parametrize("data", [b"", b"RIFF....WAVEfmt ", media.encode_flac(sine())[:4_000]])
 def test_what_is_no_whole_sound_is_a_value_error(data: bytes) -> None:
-    with pytest.raises(ValueError, match="the sound cannot be decoded|has no samples"):
+    with pytest.raises(ValueError, match=r"the sound cannot be decoded|has no samples"):
         media.decode_audio(data)
 
 

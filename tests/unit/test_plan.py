@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 from collections import Counter
-from pathlib import Path
 
 import pytest
 
@@ -57,8 +56,9 @@ def test_a_sample_is_a_function_of_seed_split_and_number(
     again = split_assets(backward, RECIPE)
     for split in SPLITS:
         for number in (39, 0, 17):
-            assert plan_sample(again[split], RECIPE, seed=0, split=split, number=number) == (
-                forward[split][number]
+            assert (
+                plan_sample(again[split], RECIPE, seed=0, split=split, number=number)
+                == (forward[split][number])
             )
     drawn = [spec for split in SPLITS for spec in forward[split]]
     drawn += specs(pools, "train", seed=1)
@@ -71,9 +71,7 @@ def test_a_sample_does_not_depend_on_how_many_there_are(pools: dict[str, Pools])
     assert specs(pools, "train", 5) == specs(pools, "train", 5, recipe=more)
 
 
-def test_splits_share_no_background_and_no_scene(
-    catalog: Catalog, pools: dict[str, Pools]
-) -> None:
+def test_splits_share_no_background_and_no_scene(catalog: Catalog, pools: dict[str, Pools]) -> None:
     dealt = [row.id for split in SPLITS for row in pools[split].backgrounds]
     assert sorted(dealt) == sorted(row.id for row in catalog.backgrounds)
     scenes: dict[str, str] = {}
