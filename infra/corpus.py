@@ -18,14 +18,11 @@ sorted members. The offsets make a tar a random-access store as well as a stream
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import os
 import re
-import tarfile
-import tempfile
-from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -35,173 +32,27 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.config import canonical_json
 from infra.config import digest as digest_of
+from infra.shards import Refused, Sample, ShardRecord, committed_shard, write_shard
+
+__all__ = [
+    "Corpus",
+    "Refused",
+    "Sample",
+    "ShardRecord",
+    "build_manifest",
+    "check_free",
+    "commit",
+    "committed_shard",
+    "write_refused",
+    "write_shard",
+]
 
 FORMAT_VERSION = 1
 MANIFEST = "corpus.json"
 
-_KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
-_MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")
 _SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
-_INDEX_SCHEMA = pa.schema(
-    [
-        ("key", pa.string()),
-        ("scene", pa.string()),
-        ("classes", pa.list_(pa.string())),
-        ("frames", pa.int32()),
-        (
-            "members",
-            pa.list_(
-                pa.struct([("name", pa.string()), ("offset", pa.int64()), ("size", pa.int64())])
-            ),
-        ),
-    ]
-)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Sample:
-    """One training or evaluation clip."""
-
-    key: str
-    """ASCII letters, digits, ``_`` and ``-``, at most 100; unique in the corpus."""
-    members: dict[str, bytes]
-    """``frame{k}.jpg|png``, ``mask{k}.png``, ``label{k}.png``, ``audio.flac|wav``."""
-    meta: dict[str, Any]
-    """The ``json`` member: at least ``scene``, ``classes`` (what sounds) and ``frames``."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Refused:
-    """An input that was refused. ``reason`` begins with its kind and a colon (``silent: ...``)."""
-
-    id: str
-    source: str
-    reason: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class ShardRecord:
-    """What the manifest says of a shard; its marker adds what was refused on the way."""
-
-    path: str
-    split: str
-    samples: int
-    bytes: int
-    sha256: str
-    index_sha256: str
-    plan: str
-    """sha256 of everything the shard's bytes depend on."""
-    classes: dict[str, int] = field(default_factory=dict)
-    """Samples in which each class sounds."""
-
-
-def write_shard(
-    uri: str, split: str, number: int, samples: Iterable[Sample | Refused], *, plan: str
-) -> tuple[ShardRecord, list[Refused]]:
-    """Write one shard and commit it with its marker.
-
-    ``samples`` may be a generator: the tar is spooled to a local file, one sample in memory. What
-    it yields as refused is kept in the marker and given back.
-
-    Raises:
-        ValueError: a key or member name that the format does not allow, or a key given twice.
-    """
-    name = f"shards/{split}-{number:05d}"
-    rows: list[dict[str, Any]] = []
-    refused: list[Refused] = []
-    classes: dict[str, int] = {}
-    seen: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="save-shard-") as folder:
-        local = Path(folder) / "shard.tar"
-        digest = hashlib.sha256()
-        with local.open("wb") as tar:
-            for sample in samples:
-                if isinstance(sample, Refused):
-                    refused.append(sample)
-                    continue
-                if sample.key in seen:
-                    raise ValueError(f"the key {sample.key!r} is given twice in {name}.tar")
-                seen.add(sample.key)
-                rows.append(_write_sample(tar, digest, sample))
-                for sounding in sample.meta["classes"]:
-                    classes[sounding] = classes.get(sounding, 0) + 1
-            # The end of a tar: two empty blocks, padded to a whole record.
-            end = tar.tell() + 2 * tarfile.BLOCKSIZE
-            padding = -end % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
-            tar.write(bytes(padding))
-            digest.update(bytes(padding))
-            size = tar.tell()
-        index = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
-        index_bytes = index.getvalue().to_pybytes()
-        storage.upload(local, storage.join(uri, f"{name}.tar"))
-    storage.write_bytes(storage.join(uri, f"{name}.parquet"), index_bytes)
-    record = ShardRecord(
-        path=f"{name}.tar",
-        split=split,
-        samples=len(rows),
-        bytes=size,
-        sha256=digest.hexdigest(),
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
-        plan=plan,
-        classes=dict(sorted(classes.items())),
-    )
-    marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
-    storage.write_bytes(storage.join(uri, f"{name}.json"), canonical_json(marker))
-    return record, refused
-
-
-def _write_sample(tar: io.BufferedWriter, digest: Any, sample: Sample) -> dict[str, Any]:
-    if not _KEY.fullmatch(sample.key):
-        raise ValueError(
-            f"{sample.key!r} is no corpus key: use 1 to 100 ASCII letters, digits, '_' and '-'"
-        )
-    members = dict(sample.members)
-    for name in members:
-        if not _MEMBER.fullmatch(name):
-            raise ValueError(f"{name!r} is no member name of the corpus format")
-    members["json"] = canonical_json(sample.meta)
-    placed = []
-    for name in sorted(members):
-        data = members[name]
-        info = tarfile.TarInfo(f"{sample.key}.{name}")
-        info.size, info.mtime, info.mode = len(data), 0, 0o644
-        header = info.tobuf(tarfile.PAX_FORMAT)
-        padding = bytes(-len(data) % tarfile.BLOCKSIZE)
-        placed.append({"name": name, "offset": tar.tell() + len(header), "size": len(data)})
-        for piece in (header, data, padding):
-            tar.write(piece)
-            digest.update(piece)
-    meta = sample.meta
-    return {
-        "key": sample.key,
-        "scene": meta["scene"],
-        "classes": meta["classes"],
-        "frames": meta["frames"],
-        "members": placed,
-    }
-
-
-def committed_shard(
-    uri: str, split: str, number: int, *, plan: str
-) -> tuple[ShardRecord, list[Refused]] | None:
-    """What ``write_shard`` gave for a shard that stands and was made from the same plan."""
-    path = storage.join(uri, f"shards/{split}-{number:05d}.json")
-    try:
-        marker = json.loads(storage.read_bytes(path, limit=_MANIFEST_LIMIT))
-        refused = [Refused(**row) for row in marker.pop("refused")]
-        record = ShardRecord(**marker)
-        if record.plan != plan:
-            return None
-        index = storage.read_bytes(storage.join(uri, f"shards/{split}-{number:05d}.parquet"))
-        size = storage.size(storage.join(uri, record.path))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
-    if size != record.bytes or hashlib.sha256(index).hexdigest() != record.index_sha256:
-        return None
-    return record, refused
 
 
 def build_manifest(

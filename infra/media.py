@@ -26,6 +26,7 @@ MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3_600.0
 # Of all channels together: a few kilobytes of FLAC can hold hours in eight channels.
 _MAX_SAMPLES_PER_SECOND = 2 * 192_000
+_VIDEO_FORMATS = {"mp4", "mov", "matroska", "webm", "avi", "mpeg", "mpegts"}
 _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
 
 
@@ -216,9 +217,15 @@ def read_video(
     import av
 
     try:
-        with av.open(str(source)) as container:
+        with _open_video(source) as container:
             if not container.streams.video:
                 raise ValueError(f"{source} has no pictures: give a video file")
+            picture = container.streams.video[0]
+            if picture.width * picture.height > MAX_PIXELS:
+                raise ValueError(
+                    f"{source} has frames of {picture.width}x{picture.height} pixels, more than "
+                    f"the {MAX_PIXELS} allowed"
+                )
             length = (container.duration or 0) / 1_000_000
             if length > max_seconds:
                 raise ValueError(
@@ -228,6 +235,21 @@ def read_video(
     except av.FFmpegError as error:
         raise ValueError(f"{source} cannot be decoded as a video: {error.strerror}") from None
     return _video_frames(source, max_seconds), sound
+
+
+def _open_video(source: str | Path) -> Any:
+    """A container that is a file of its own: a playlist could lead to other files or hosts."""
+    import av
+
+    container = av.open(str(source), options={"protocol_whitelist": "file"})
+    kinds = set(container.format.name.split(","))
+    if not kinds & _VIDEO_FORMATS:
+        container.close()
+        raise ValueError(
+            f"{source} is a {container.format.name} file: give one of "
+            + ", ".join(sorted(_VIDEO_FORMATS))
+        )
+    return container
 
 
 def _read_video_sound(container: Any, max_seconds: float) -> tuple[np.ndarray, int]:
@@ -253,7 +275,7 @@ def _video_frames(source: str | Path, max_seconds: float) -> Iterator[tuple[floa
     import av
 
     try:
-        with av.open(str(source)) as container:
+        with _open_video(source) as container:
             for frame in container.decode(container.streams.video[0]):
                 if frame.time is not None and frame.time > max_seconds:
                     return

@@ -179,9 +179,7 @@ def _resize_table(rel_pos_LD: Tensor, length: int) -> Tensor:
     return F.interpolate(rel_pos_LD.T[None], size=length, mode="linear", align_corners=False)[0].T
 
 
-def mismatch(
-    state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, prefix: str = ""
-) -> str:
+def mismatch(state: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, prefix: str = "") -> str:
     """What is missing in a state, left over or of another shape, in words; empty if it fits."""
     misshapen = [
         f"{prefix}{key} {list(wanted[key].shape)} but got {list(value.shape)}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 from infra import cluster, config, storage
@@ -46,15 +47,16 @@ def find_media(media: MediaConfig) -> tuple[str, Sequence[Candidate]]:
     return where, list(candidates(where))
 
 
+def look_at_media(media: MediaConfig, parallelism: int | None = None) -> Catalog:
+    """The catalog of all media; nothing is written."""
+    where, offered = find_media(media)
+    logger.info("looking at %d files of %s", len(offered), where)
+    return build_catalog(where, offered, map_rows=partial(map_rows, parallelism=parallelism))
+
+
 def make_catalog(job: CatalogConfig) -> Catalog:
     """Look at all media and write the catalog to ``job.uri``."""
-    where, offered = find_media(job.media)
-    logger.info("looking at %d files of %s", len(offered), where)
-
-    def map_on_cluster(rows: Any, fn: Any) -> Any:
-        return map_rows(rows, fn, parallelism=job.parallelism)
-
-    catalog = build_catalog(where, offered, map_rows=map_on_cluster)
+    catalog = look_at_media(job.media, job.parallelism)
     catalog.write(job.uri)
     return catalog
 

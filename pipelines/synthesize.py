@@ -11,7 +11,7 @@ from typing import Any
 
 from infra import cluster, config, corpus, storage
 from infra.corpus import Sample
-from pipelines.catalog import CatalogConfig, MediaConfig, make_catalog
+from pipelines.catalog import MediaConfig, look_at_media
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, write_shards
 from synth.plan import Pools, plan_digest, plan_sample, plan_shards, split_assets
@@ -52,11 +52,15 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
     """Compose a synthetic corpus; a rerun makes only what is missing."""
     storage.normalise(job.uri)  # a wrong one is told before anything starts
     cluster.connect()
-    catalog = _catalog(job)
+    catalog = (
+        Catalog.read(job.catalog) if job.catalog else look_at_media(job.media, job.parallelism)
+    )
     pools = split_assets(catalog, job.corpus)
     recipe = config.to_dict(job.corpus)
     sources = {"catalog": catalog.fingerprint}
     corpus.check_free(job.uri, recipe=recipe, seed=job.seed, sources=sources)
+    if job.catalog is None:
+        catalog.write(storage.join(job.uri, "catalog"))
 
     def digest(plan: Any) -> str:
         return plan_digest(
@@ -80,13 +84,6 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
         refused=catalog.refused,
         notes=NOTES,
     )
-
-
-def _catalog(job: SynthesizeConfig) -> Catalog:
-    if job.catalog is not None:
-        return Catalog.read(job.catalog)
-    where = storage.join(job.uri, "catalog")
-    return make_catalog(CatalogConfig(uri=where, media=job.media, parallelism=job.parallelism))
 
 
 def _licences(pools: dict[str, Pools]) -> list[str]:

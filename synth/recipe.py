@@ -78,6 +78,12 @@ class Recipe:
             raise ValueError(f"samples_per_shard is {self.samples_per_shard}: use at least 1")
         if any(count < 0 for count in vars(self.samples).values()):
             raise ValueError(f"samples are {self.samples}: use counts of 0 or more")
+        for split in (VAL, TEST, UNSEEN):
+            if getattr(self.samples, split) % 2:
+                raise ValueError(
+                    f"samples.{split} is {getattr(self.samples, split)}: use an even number, each "
+                    "scene there comes twice"
+                )
         if abs(sum(self.background_shares) - 1) > 1e-6:
             raise ValueError(
                 f"background_shares are {self.background_shares}: they must add up to 1"

@@ -10,8 +10,8 @@ from torch import Tensor, nn
 from infra.corpus import Corpus
 from tests.made_corpus import colour, tone, write_made_corpus
 from training import clips, evaluation
-from training.listening import listening
 from training.data import IMAGE_MEAN, IMAGE_SPREAD, clip_log_mel
+from training.listening import listening
 
 CLASSES = 4
 SIZE = 64

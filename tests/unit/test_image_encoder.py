@@ -1,5 +1,7 @@
 """The image encoder against segment-anything's own, with every parameter random."""
 
+import copy
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -7,6 +9,7 @@ from segment_anything.modeling import ImageEncoderViT
 
 from model.image_adapter import ImageAdapter
 from model.image_encoder import ImageEncoder
+from tests.small_sam import relative_error
 
 
 def build(image_size, *, dim=64, heads=2, window=14, init="zero", depth=2):
@@ -65,11 +68,6 @@ def pair(image_size, **numbers):
     return ours, theirs
 
 
-def relative_error(ours, theirs):
-    assert ours.shape == theirs.shape
-    return ((ours - theirs).norm() / theirs.norm()).item()
-
-
 @torch.no_grad()
 @pytest.mark.parametrize(
     ("image_size", "numbers"),
@@ -101,12 +99,20 @@ def test_gradients_equal_segment_anythings():
 
 
 @torch.no_grad()
-def test_float32_agrees_with_float64_and_bf16_roughly():
-    ours, _ = pair(256)
+@pytest.mark.parametrize("init", ["parent", "zero"])
+def test_float32_agrees_with_float64_and_bf16_within_a_hundredth(init):
+    torch.manual_seed(0)
+    encoder = build(256, init=init, depth=6)
+    randomise(encoder)
     image = torch.randn(1, 3, 256, 256)
-    exact = ours.double()(image.double())
-    assert relative_error(ours.float()(image).double(), exact) < 1e-5
-    assert relative_error(ours.bfloat16()(image.bfloat16()).double(), exact) < 3e-2
+    sound = list(torch.randn(6, 1, 64))
+    exact = copy.deepcopy(encoder).double()(image.double(), [t.double() for t in sound])
+    assert relative_error(encoder(image, sound), exact) < 1e-5
+    low, image, sound = encoder.bfloat16(), image.bfloat16(), [t.bfloat16() for t in sound]
+    exact = copy.deepcopy(low).double()(image.double(), [t.double() for t in sound])
+    rounded = low(image, sound)
+    assert rounded.dtype == torch.bfloat16
+    assert relative_error(rounded, exact) < 1e-2
 
 
 @torch.no_grad()
