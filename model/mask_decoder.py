@@ -1,7 +1,7 @@
 """SAM's prompt encoder and mask decoder, run with one sound prompt for each image.
 
-Both modules are segment-anything's own, so that its weights load by key. Only the pass through
-them is ours: segment-anything takes one image with many prompts and repeats the image for each;
+Both modules are segment-anything's own, but for one norm, so that its weights load by key. Only the
+pass through them is ours: segment-anything takes one image with many prompts and repeats the image for each;
 here every image has its own prompt and B images are one batch. It also computes four masks and
 their quality; here the single-mask output is computed alone.
 

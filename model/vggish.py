@@ -10,7 +10,6 @@ Shapes: N samples of sound, T examples of 0.96 s, B batch.
 import math
 
 import torch
-import torchaudio
 from torch import Tensor, nn
 
 SAMPLE_RATE = 16000
@@ -50,6 +49,9 @@ def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
     if not bool(waveform.isfinite().all()):
         raise ValueError("the waveform holds NaN or infinite samples")
     if sample_rate != SAMPLE_RATE:
+        # Only here: the network itself needs torch alone.
+        import torchaudio
+
         waveform = torchaudio.functional.resample(waveform, sample_rate, SAMPLE_RATE)
     if len(waveform) < WINDOW:
         return waveform.new_zeros(0, 1, EXAMPLE_FRAMES, MEL_BANDS)

@@ -25,7 +25,7 @@ def mask_loss(logits: Tensor, masks: Tensor) -> tuple[Tensor, dict[str, Tensor]]
 
     Returns:
         The scalar float32 loss, and its two parts ``{"bce", "iou"}`` without gradient. The IoU
-        part is the mean over samples whose mask is not empty, 0 where there is none.
+        part is the mean over all samples, with 0 for one whose mask is empty.
 
     Raises:
         ValueError: the shapes differ or are not ``[B, 1, H, W]``.
@@ -47,5 +47,7 @@ def mask_loss(logits: Tensor, masks: Tensor) -> tuple[Tensor, dict[str, Tensor]]
         union_B = probability_BP.sum(1) + truth_B - intersection_B
         iou_B = 1 - (intersection_B + EPSILON) / (union_B + EPSILON)
         present_B = (truth_B > 0).to(iou_B.dtype)
-        iou = (iou_B * present_B).sum() / present_B.sum().clamp(min=1)
+        # Over all samples, not the present ones alone: then the mean over workers with equal
+        # shares of a batch is the loss of the whole batch.
+        iou = (iou_B * present_B).mean()
     return bce + iou, {"bce": bce.detach(), "iou": iou.detach()}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,17 @@ import pytest
 
 from infra import storage
 from infra.corpus import Corpus
-from pipelines.catalog import MediaConfig
+from pipelines import shard_avsbench
+from pipelines.catalog import MediaConfig, look_at_media
 from pipelines.synthesize import SynthesizeConfig, run
+from synth.miniature import Counts, MiniatureConfig, write_miniature
+from synth.plan import split_assets
 from synth.recipe import Recipe, Samples
 from tests.integration.conftest import ObjectStore
 from tests.made_media import write_made_media
+from training.checkpoint import load_model
+from training.recipe import ModelConfig, TrainConfig
+from training.stage import run_stage
 
 pytestmark = pytest.mark.integration
 
@@ -142,3 +149,40 @@ def test_wrong_keys_are_one_sentence(
                 storage.write_bytes(f"{seaweedfs.uri}/x", b"1")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_miniature_sharding_and_training_live_on_s3(
+    media: str, seaweedfs: ObjectStore, tmp_path: Path
+) -> None:
+    catalog = look_at_media(MediaConfig(folder=media))
+    pools = split_assets(catalog, RECIPE)["train"]
+    tree, corpora = f"{seaweedfs.uri}/mini", f"{seaweedfs.uri}/corpora"
+    miniature = MiniatureConfig(
+        s4=Counts(train=6, val=2, test=2), ms3=Counts(train=2, val=2, test=2), collection=""
+    )
+    write_miniature(
+        tree, replace(pools, backgrounds=catalog.backgrounds), miniature, catalog.folder
+    )
+    sharded = shard_avsbench.run(
+        shard_avsbench.ShardAvsbenchConfig(tree=tree, subset="s4", uri=f"{corpora}/s4")
+    )
+    assert sharded["samples"] == 10 and sharded["kind"] == "avsbench_s4_miniature"
+
+    def stage(name: str, corpus: str, parent: str | None) -> dict[str, Any]:
+        return run_stage(
+            TrainConfig(
+                stage=name,
+                corpus=corpus,
+                parent=parent,
+                output=f"{seaweedfs.uri}/training",
+                model=ModelConfig(image_size=64),
+                batch=2,
+                steps=2,
+            )
+        )
+
+    synthetic = made(media, f"{corpora}/synthetic")["uri"]
+    pretrained = stage("pretrain", synthetic, None)
+    finetuned = stage("finetune", sharded["uri"], pretrained["checkpoint"])
+    assert finetuned["steps"] == 2 and finetuned["checkpoint"].startswith("s3://")
+    assert load_model(finetuned["checkpoint"]).config.image_size == 64

@@ -81,7 +81,7 @@ def pair(image_size, **numbers):
 )
 def test_the_encoder_at_step_0_equals_segment_anythings(image_size, numbers):
     ours, theirs = pair(image_size, **numbers)
-    image = torch.randn(2, 3, image_size, image_size)
+    image = torch.randn(1 if image_size == 1024 else 2, 3, image_size, image_size)
     assert relative_error(ours(image), theirs(image)) < 1e-5
 
 

@@ -34,7 +34,15 @@ def test_empty_masks_take_no_part_in_the_iou_term():
     masks[1] = 0
     _, parts = mask_loss(logits, masks)
     _, present = mask_loss(logits[[0, 2]], masks[[0, 2]])
-    assert parts["iou"].item() == pytest.approx(present["iou"].item(), rel=1e-6)
+    assert parts["iou"].item() == pytest.approx(present["iou"].item() * 2 / 3, rel=1e-6)
+
+
+def test_two_halves_of_a_batch_average_to_the_whole():
+    logits, masks = torch.randn(4, 1, 8, 8), (torch.rand(4, 1, 8, 8) < 0.3).float()
+    masks[0] = 0
+    whole, _ = mask_loss(logits, masks)
+    halves = [mask_loss(logits[part], masks[part])[0] for part in (slice(0, 2), slice(2, 4))]
+    assert whole.item() == pytest.approx(sum(h.item() for h in halves) / 2, rel=1e-6)
 
 
 def test_a_batch_of_empty_masks_has_a_finite_loss_and_gradient():

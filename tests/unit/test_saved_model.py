@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from model import SAVE, build_save, saved
+from model import save as save_module
+from model.vggish import SmallVGGish
+from tests.small_sam import small_sam, small_size
 from training import checkpoint
 from training.checkpoint import Progress
 from training.step import Learner
@@ -63,17 +68,108 @@ def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
         checkpoint.load_model(str(tmp_path / "nothing"))
 
 
-def test_a_model_is_loaded_only_on_the_published_weights_that_it_was_trained_on(
-    tmp_path: Path,
+@pytest.fixture
+def base(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> dict[str, Path]:
+    """A small SAM and VGGish on disk, on which ``save_vit_b`` then stands."""
+    torch.manual_seed(3)
+    monkeypatch.setitem(save_module.SIZES, "save_vit_b", small_size())
+    files = {"sam_checkpoint": tmp_path / "sam.pth", "vggish_checkpoint": tmp_path / "vggish.pth"}
+    torch.save(small_sam().state_dict(), files["sam_checkpoint"])
+    torch.save(SmallVGGish().state_dict(), files["vggish_checkpoint"])
+    return files
+
+
+def trained_on(base: dict[str, Path]) -> SAVE:
+    """As after training: no trained tensor is what the checkpoint holds."""
+    model = build_save("save_vit_b", image_size=32, **base).eval()
+    with torch.no_grad():
+        for _, parameter in model.trainable_parameters():
+            parameter.add_(0.01 * torch.randn_like(parameter))
+    return model
+
+
+def test_on_published_weights_only_what_is_trained_is_saved(
+    base: dict[str, Path], tmp_path: Path
 ) -> None:
-    model = tiny()
-    model.base = {"sam": "1" * 64, "vggish": "2" * 64}
-    saved.save(model, tmp_path)
-    matrix = "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix"
-    assert matrix in model.state_dict() and matrix not in load_file(tmp_path / saved.WEIGHTS)
-    saved.load_weights(model, tmp_path)
-    with pytest.raises(ValueError, match="sam_checkpoint"):
-        saved.load_weights(tiny(), tmp_path)
+    model = trained_on(base)
+    saved.save(model, tmp_path / "model")
+    trained = {name for name, _ in model.trainable_parameters()}
+    assert load_file(tmp_path / "model" / saved.WEIGHTS).keys() == trained
+    description = json.loads((tmp_path / "model" / saved.CONFIG).read_text())
+    assert description["base_sha256"] == {
+        name: hashlib.sha256(base[f"{name}_checkpoint"].read_bytes()).hexdigest()
+        for name in ("sam", "vggish")
+    }
+    assert torch.equal(answer(saved.load(tmp_path / "model", **base)), answer(model))
+
+
+def test_another_base_is_refused(base: dict[str, Path], tmp_path: Path) -> None:
+    saved.save(trained_on(base), tmp_path / "model")
+    sam = tmp_path / "other.pth"
+    torch.save(small_sam().state_dict(), sam)
+    for given, words in (
+        ({**base, "sam_checkpoint": sam}, "on the SAM checkpoint with sha256 .* name that file as"),
+        (
+            {"vggish_checkpoint": base["vggish_checkpoint"]},
+            "on the SAM .* got none: .* sam_checkpoint",
+        ),
+        (
+            {"sam_checkpoint": base["sam_checkpoint"]},
+            "on the VGGish .* got none: .* vggish_checkpoint",
+        ),
+    ):
+        with pytest.raises(ValueError, match=f"model was trained {words}"):
+            saved.load(tmp_path / "model", **given)
+
+
+def test_weights_without_a_published_file_are_saved_whole(
+    base: dict[str, Path], tmp_path: Path
+) -> None:
+    """Nobody could build them again: a random start, and SAM's positional matrix with it."""
+    model = trained_on({"vggish_checkpoint": base["vggish_checkpoint"]})
+    saved.save(model, tmp_path / "model")
+    kept = load_file(tmp_path / "model" / saved.WEIGHTS).keys()
+    assert "prompt_encoder.pe_layer.positional_encoding_gaussian_matrix" in kept
+    assert not any(name.startswith("audio_encoder.") for name in kept)
+    torch.manual_seed(5)
+    again = saved.load(tmp_path / "model", vggish_checkpoint=base["vggish_checkpoint"])
+    assert torch.equal(answer(again), answer(model))
+    with pytest.raises(ValueError, match=r"without a published SAM .* leave sam_checkpoint out"):
+        saved.load(tmp_path / "model", **base)
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda w: w.pop("audio_adapter.input.bias"), r"missing: audio_adapter\.input\.bias"),
+        (lambda w: w.update(extra=torch.ones(1)), "unexpected: extra"),
+        (
+            lambda w: w.update({"audio_adapter.input.bias": torch.ones(3)}),
+            r"expected shape audio_adapter\.input\.bias \[256\] but got \[3\]",
+        ),
+    ],
+)
+def test_weights_that_do_not_fit_are_named(
+    change: Callable[[dict[str, torch.Tensor]], None], words: str, tmp_path: Path
+) -> None:
+    saved.save(tiny(), tmp_path)
+    weights = load_file(tmp_path / saved.WEIGHTS)
+    change(weights)
+    save_file(weights, tmp_path / saved.WEIGHTS)
+    with pytest.raises(ValueError, match=f"does not fit save_tiny; {words}"):
+        saved.load(tmp_path)
+
+
+def test_a_folder_with_a_part_of_a_model_is_refused(tmp_path: Path) -> None:
+    saved.save(tiny(), tmp_path)
+    (tmp_path / saved.WEIGHTS).unlink()
+    with pytest.raises(ValueError, match=r"save\.safetensors is missing"):
+        saved.load(tmp_path)
+    description = json.loads((tmp_path / saved.CONFIG).read_text())
+    description["model"]["colour"] = "red"
+    (tmp_path / saved.CONFIG).write_text(json.dumps(description))
+    with pytest.raises(ValueError, match="damaged: it does not describe a SAVE"):
+        saved.load(tmp_path)
 
 
 def test_a_checkpoint_is_a_model_folder_and_knows_its_place(tmp_path: Path) -> None:
