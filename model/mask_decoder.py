@@ -1,9 +1,9 @@
 """SAM's prompt encoder and mask decoder, run with one sound prompt for each image.
 
-Both modules are segment-anything's own, but for one norm, so that its weights load by key. Only the
-pass through them is ours: segment-anything takes one image with many prompts and repeats the image for each;
-here every image has its own prompt and B images are one batch. It also computes four masks and
-their quality; here the single-mask output is computed alone.
+Both modules are segment-anything's own, but for one norm, so that its weights load by key. Only
+the pass through them is ours: segment-anything takes one image with many prompts and repeats the
+image for each; here every image has its own prompt and B images are one batch. It also computes
+four masks and their quality; here the single-mask output is computed alone.
 
 Shapes: B images, E = 256 channels, H x W the grid, n sparse tokens (0 or 1).
 """
