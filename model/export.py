@@ -78,14 +78,17 @@ def export_onnx(model: SAVE, path: str | Path) -> None:
         )
     program = export_program(model)
     size = sum(value.numel() * value.element_size() for value in model.state_dict().values())
-    torch.onnx.export(
-        program,
-        f=path,
-        dynamo=True,
-        # The runtime folds constants and fuses as it loads; doing it here costs most of the time.
-        optimize=False,
-        input_names=list(INPUTS),
-        output_names=[OUTPUT],
-        external_data=size > LARGEST_SINGLE_FILE,
-        verbose=False,
-    )
+    # Without gradients, as the program was made: attention lays out its result otherwise with them,
+    # and the program's views would not fit.
+    with torch.no_grad():
+        torch.onnx.export(
+            program,
+            f=path,
+            dynamo=True,
+            # The runtime folds constants and fuses as it loads; here it costs most of the time.
+            optimize=False,
+            input_names=list(INPUTS),
+            output_names=[OUTPUT],
+            external_data=size > LARGEST_SINGLE_FILE,
+            verbose=False,
+        )

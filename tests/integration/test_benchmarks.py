@@ -12,10 +12,23 @@ pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
 # What this project needs otherwise, by import name.
-FOREIGN = (
-    "ray deepspeed mlflow torchaudio safetensors pyarrow webdataset fsspec s3fs boto3 av soundfile "
-    "pycocotools jsonargparse scipy"
-).split()
+FOREIGN = [
+    "ray",
+    "deepspeed",
+    "mlflow",
+    "torchaudio",
+    "safetensors",
+    "pyarrow",
+    "webdataset",
+    "fsspec",
+    "s3fs",
+    "boto3",
+    "av",
+    "soundfile",
+    "pycocotools",
+    "jsonargparse",
+    "scipy",
+]
 
 
 @pytest.mark.parametrize(
