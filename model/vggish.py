@@ -8,6 +8,7 @@ Shapes: N samples of sound, T examples of 0.96 s, B batch.
 """
 
 import math
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -67,6 +68,7 @@ def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
     return whole.view(examples, 1, EXAMPLE_FRAMES, MEL_BANDS)
 
 
+@cache
 def _mel_matrix() -> Tensor:
     """``[257, 64]``: triangles that are linear in mel, not in Hz as torchaudio's are."""
     bins_hz = torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64)
