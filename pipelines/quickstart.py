@@ -94,6 +94,8 @@ def quickstart(job: QuickstartConfig) -> dict[str, Any]:
         with story.part("evaluation", "scoring what was trained"):
             scores = story.evaluate(models, synthetic, miniature)
             parent.log_scores(scores)
+            for corpus in (synthetic, *miniature.values()):
+                parent.log_corpus(corpus, name=corpus.manifest["kind"], context="test")
         with story.part("showcase", "predicting on a clip and on a photo"):
             files = show(
                 Showcase(folder=story.folder / "showcase", seed=job.seed),
@@ -102,6 +104,8 @@ def quickstart(job: QuickstartConfig) -> dict[str, Any]:
                 corpus=miniature["s4"],
                 catalog=catalog,
             )
+            for path in files.values():
+                parent.log_file(path, "showcase")
         with story.part("registry", "registering the model and asking the gate"):
             registered = story.register(tracker, scores, miniature, files)
     summary = {
