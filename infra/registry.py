@@ -48,6 +48,11 @@ class Evaluation:
     scores: dict[str, float] = field(default_factory=dict)
 
 
+def evaluation_name(kind: str, split: str) -> str:
+    """What an evaluation on a split of a corpus of this kind is called: ``ms3_test``."""
+    return f"{kind.removeprefix('avsbench_')}_{split}"
+
+
 def register(
     client: MlflowClient,
     *,

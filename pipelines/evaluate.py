@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import tempfile
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,7 +15,7 @@ from infra import registry
 from infra.config import main, to_dict
 from infra.corpus import Corpus
 from infra.tracking import DEFAULT_EXPERIMENT, Tracker
-from training.checkpoint import load_model
+from training.checkpoint import copy_model, load_model
 from training.clips import SOUNDS, can_swap
 from training.evaluation import score_sounds, sound_blind
 from training.listening import listening
@@ -42,6 +44,8 @@ class EvaluateConfig:
     """Score this many clips, spread evenly over the split; all when not given."""
     track: bool = False
     """Write the scores to MLflow."""
+    register: str | None = None
+    """Also register the model there under this name, with its scores, as the candidate."""
     experiment: str = DEFAULT_EXPERIMENT
     """The experiment of MLflow that they are written to."""
     tracking_uri: str | None = None
@@ -85,14 +89,38 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
         "listening": listening(model, corpus, config.split, limit=config.limit),
         "seconds": round(time.monotonic() - started, 2),
     }
-    if config.track:
-        tracker = Tracker(config.tracking_uri, config.experiment)
-        with tracker.run(f"evaluate {config.split}") as run:
-            run.log_config(to_dict(config))
-            run.log_corpus(corpus, name=corpus.manifest["kind"], context=config.split)
-            run.log_scores({config.split: summary})
-            summary["run_id"] = run.id
+    if config.track or config.register:
+        summary |= _write(config, corpus, summary)
     return summary
+
+
+def _write(config: EvaluateConfig, corpus: Corpus, summary: dict[str, Any]) -> dict[str, Any]:
+    """Write the scores to a run of their own, and register the model if that is asked for."""
+    tracker = Tracker(config.tracking_uri, config.experiment)
+    kind = corpus.manifest["kind"]
+    written: dict[str, Any] = {}
+    with tracker.run(f"evaluate {config.split}") as run:
+        run.log_config(to_dict(config))
+        run.log_corpus(corpus, name=kind, context=config.split)
+        run.log_scores({config.split: summary})
+        written["run_id"] = run.id
+        if config.register:
+            with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
+                folder = registry.resolve(config.model, config.tracking_uri)
+                copy_model(folder, Path(temporary))
+                run.log_model(Path(temporary))
+            evaluation = registry.Evaluation(
+                corpus=corpus.uri,
+                corpus_sha256=corpus.sha256,
+                split=config.split,
+                scores={key: summary[key] for key in ("m_j", "m_f")},
+            )
+            name = registry.evaluation_name(kind, config.split)
+            written["evaluation"] = name
+            written["version"] = registry.register(
+                tracker.client, name=config.register, run_id=run.id, evaluations={name: evaluation}
+            )
+    return written
 
 
 if __name__ == "__main__":

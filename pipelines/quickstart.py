@@ -333,21 +333,20 @@ class Story:
         run = Run(tracker.client, self.run_ids["finetune_ms3"])
         for path in files.values():
             run.log_file(path, "showcase")
-        evaluations = {
-            f"{subset}_test": registry.Evaluation(
-                corpus=corpus.uri,
-                corpus_sha256=corpus.sha256,
-                split="test",
-                scores=scores[f"{subset}_test"]["pretrained"],
-            )
-            for subset, corpus in miniature.items()
-            if subset == "ms3"
-        }
-        version = registry.register(
-            tracker.client, name=MODEL_NAME, run_id=run.id, evaluations=evaluations
+        corpus = miniature["ms3"]
+        what = registry.evaluation_name(corpus.manifest["kind"], "test")
+        evaluation = registry.Evaluation(
+            corpus=corpus.uri,
+            corpus_sha256=corpus.sha256,
+            split="test",
+            scores=scores["ms3_test"]["pretrained"],
         )
+        version = registry.register(
+            tracker.client, name=MODEL_NAME, run_id=run.id, evaluations={what: evaluation}
+        )
+        gate = promote.PromoteConfig(name=MODEL_NAME, evaluation=what, tracking_uri=tracker.uri)
         try:
-            promote.promote(promote.PromoteConfig(name=MODEL_NAME, tracking_uri=tracker.uri))
+            promote.promote(gate)
         except ValueError as refusal:
             console.say(f"         not promoted: {refusal}")
         aliases = tracker.client.get_model_version(MODEL_NAME, str(version)).aliases

@@ -320,3 +320,24 @@ def test_evaluate_scores_a_registered_model_and_tracks_it(
     run = tracker.client.get_run(summary["run_id"])
     assert run.data.metrics["test.m_j"] == pytest.approx(summary["m_j"])
     assert run.inputs.dataset_inputs[0].dataset.digest == corpus.sha256[:32]
+
+
+def test_an_evaluated_model_can_be_registered_as_candidate(
+    tracker: Tracker, model_folder: Path, name: str, tmp_path: Path
+) -> None:
+    corpus = write_made_corpus(str(tmp_path / "corpus"), samples={"test": 4}, size=64)
+    summary = evaluate(
+        EvaluateConfig(
+            model=str(model_folder),
+            corpus=CorpusChoice(uri=corpus.uri),
+            register=name,
+            tracking_uri=tracker.uri,
+        )
+    )
+    candidate = registry.version_of(tracker.client, name, registry.CANDIDATE)
+    assert candidate is not None and int(candidate.version) == summary["version"] == 1
+    scored = registry.evaluation_of(candidate, summary["evaluation"])
+    assert scored is not None and scored.corpus_sha256 == corpus.sha256
+    assert scored.scores == {key: summary[key] for key in ("m_j", "m_f")}
+    gate = PromoteConfig(name=name, evaluation=summary["evaluation"], tracking_uri=tracker.uri)
+    assert promote(gate)["promoted"]
