@@ -20,25 +20,53 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.corpus import Refused as Refused
 
-ROLES = ("object", "sound", "background", "silent", "photo")
+ROLES = ("object", "annotated", "sound", "background", "silent", "photo")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Annotation:
+    """An object that a source marks in a photograph, not looked at yet.
+
+    Just one of ``segmentation`` and ``mask_path`` is set.
+    """
+
+    id: str
+    """Unique in its source."""
+    class_name: str
+    segmentation: str = ""
+    """JSON of COCO's ``segmentation``: a list of polygons, or run lengths (``counts`` a list or a
+    string) with their ``size``."""
+    mask_path: str = ""
+    """A mask picture below the source's folder."""
+    crowd: bool = False
+    """Whether it covers several objects that nobody told apart (COCO's ``iscrowd``)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A picture or sound that a source offers for a role, not looked at yet.
-
-    ``refusal`` holds the reason where the source itself knows that it must not be used.
-    """
+    """A picture or sound that a source offers for a role, not looked at yet."""
 
     role: str
+    """One of ``ROLES``; an ``annotated`` one is a photograph with objects marked in it."""
     source: str
+    """The package or collection."""
     path: str
+    """Of the file, below the folder of its source."""
+    root: str = "media"
+    """The name under which the catalog knows that folder."""
     class_name: str = ""
     licence: str = ""
     author: str = ""
     origin: str = ""
     collection: str = ""
+    video: str = ""
+    """The YouTube id of the video that a sound was cut from, where there is one."""
+    annotations: tuple[Annotation, ...] = ()
+    """The objects in an annotated photograph, those of the taxonomy's classes alone."""
+    absent: tuple[str, ...] = ()
+    """Classes of which the source states that the photograph does not show them."""
     refusal: str = ""
+    """The reason where the source itself knows that it must not be used."""
 
     def refused(self, reason: str) -> Candidate:
         """The same candidate with a reason why it must not be used."""
