@@ -8,7 +8,9 @@ as SAM-Med2D names them.
 The attention is an exact rewrite of segment-anything's, not a copy. A grid that does not fill its
 windows is padded with zeros there, after the norm and before ``qkv``: so each padded cell's key
 and value are the bias of ``qkv``, and nobody reads what its query would find. Here ``qkv`` and
-``proj`` run on the real cells only, queries are real cells only, and padded keys are filled in.
+``proj`` run on the real cells only, and so do the queries. The padded cells of a window, which
+differ in their relative position alone, are one key and one value together, biased by the
+logarithm of the sum of what their biases are the logarithms of.
 
 In a bf16 or half model the stream of residuals between the parts is float32, as under autocast:
 rounding it after each of its dozens of sums would double the encoder's error. The parts themselves
@@ -18,6 +20,7 @@ Shapes: B images, H x W grid cells, C channels, S window side, N windows, h x w 
 window, M heads, D channels of a head.
 """
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -94,7 +97,7 @@ class ImageEncoder(nn.Module):
         """
         assert injections is None or len(injections) == len(self.blocks)
         x_BHWC = self.patch_embed(image_BCHW) + self.pos_embed
-        x_BHWC = x_BHWC.to(torch.promote_types(x_BHWC.dtype, torch.float32))
+        x_BHWC = x_BHWC.to(_wide(x_BHWC))
         for index, block in enumerate(self.blocks):
             x_BHWC = block(x_BHWC)
             if injections is not None:
@@ -217,36 +220,66 @@ class Attention(nn.Module):
     def _attend(self, qkv_BHWC: Tensor) -> Tensor:
         """Attention in a rectangle of equal windows, each with the same h x w real cells."""
         batch, height, width, _ = qkv_BHWC.shape
-        side, h, w = self.window, min(self.window, height), min(self.window, width)
+        h, w = min(self.window, height), min(self.window, width)
         down, across = height // h, width // w
         split = qkv_BHWC.reshape(batch, down, h, across, w, 3, self.heads, -1)
         q_NMhwD, k_NMhwD, v_NMhwD = split.permute(5, 0, 1, 3, 6, 2, 4, 7).flatten(1, 3).unbind(0)
-        k_NMSSD, v_NMSSD = k_NMhwD, v_NMhwD
-        if h < side or w < side:
-            _, k_bias, v_bias = self.qkv.bias.to(split.dtype).view(3, self.heads, -1).unbind(0)
-            k_NMSSD = _fill(k_NMhwD, k_bias, side)
-            v_NMSSD = _fill(v_NMhwD, v_bias, side)
-        out_NMQD = F.scaled_dot_product_attention(
-            q_NMhwD.flatten(2, 3),
-            k_NMSSD.flatten(2, 3),
-            v_NMSSD.flatten(2, 3),
-            attn_mask=self._relative_bias(q_NMhwD),
-        )
+        q_NMQD, k_NMKD, v_NMKD = (x.flatten(2, 3) for x in (q_NMhwD, k_NMhwD, v_NMhwD))
+        if h < self.window or w < self.window:
+            _, k_bias, v_bias = self.qkv.bias.to(split.dtype).view(3, self.heads, 1, -1).unbind(0)
+            k_NMKD = torch.cat([k_NMKD, k_bias.expand(len(k_NMKD), -1, -1, -1)], 2)
+            v_NMKD = torch.cat([v_NMKD, v_bias.expand(len(v_NMKD), -1, -1, -1)], 2)
+        out_NMQD = _attention(q_NMQD, k_NMKD, v_NMKD, self._bias(q_NMhwD))
         out = out_NMQD.view(batch, down, across, self.heads, h, w, -1)
         return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)
 
-    def _relative_bias(self, q_NMhwD: Tensor) -> Tensor | None:
-        """SAM's decomposed relative positions as a bias ``[N, M, h*w, S*S]`` on the attention."""
-        if self.rel_pos_h is None or self.rel_pos_w is None:
-            return None
+    def _bias(self, q_NMhwD: Tensor) -> Tensor | None:
+        """The bias ``[N, M, h*w, keys]`` on the attention: one key for each real cell, and one
+        more for all padded ones where the window has such."""
         side, (h, w) = self.window, q_NMhwD.shape[2:4]
+        padded = side * side - h * w
+        if self.rel_pos_h is None or self.rel_pos_w is None:
+            if not padded:
+                return None
+            bias = q_NMhwD.new_zeros(1, 1, 1, h * w + 1)
+            bias[..., -1] = math.log(padded)
+            return bias
         offset = torch.arange(side, device=q_NMhwD.device)
         table_h = self.rel_pos_h[offset[:h, None] - offset + side - 1].to(q_NMhwD.dtype)
         table_w = self.rel_pos_w[offset[:w, None] - offset + side - 1].to(q_NMhwD.dtype)
         bias_h = torch.einsum("nmhwd,hkd->nmhwk", q_NMhwD, table_h)
         bias_w = torch.einsum("nmhwd,wkd->nmhwk", q_NMhwD, table_w)
-        bias = bias_h[..., :, None] + bias_w[..., None, :]
-        return bias.flatten(4).flatten(2, 3)
+        real = bias_h[..., :h, None] + bias_w[..., None, :w]
+        if not padded:
+            return real.flatten(4).flatten(2, 3)
+        # Padded cells are those right of the real ones in every row, and those below them.
+        bias_h, bias_w = bias_h.to(_wide(bias_h)), bias_w.to(_wide(bias_w))
+        parts = []
+        if w < side:
+            parts.append(bias_h.logsumexp(-1) + bias_w[..., w:].logsumexp(-1))
+        if h < side:
+            parts.append(bias_h[..., h:].logsumexp(-1) + bias_w[..., :w].logsumexp(-1))
+        rest = parts[0] if len(parts) == 1 else torch.logaddexp(*parts)
+        return torch.cat([real.flatten(4), rest.to(real.dtype)[..., None]], -1).flatten(2, 3)
+
+
+def _attention(q_NMQD: Tensor, k_NMKD: Tensor, v_NMKD: Tensor, bias: Tensor | None) -> Tensor:
+    if bias is None or not bias.requires_grad or not bias.is_cpu:
+        return F.scaled_dot_product_attention(q_NMQD, k_NMKD, v_NMKD, attn_mask=bias)
+    # On a CPU no fused kernel differentiates the bias, and what runs instead first looks for
+    # queries that may see no key at all, of which there are none here.
+    scores = torch.baddbmm(
+        bias.flatten(0, 1),
+        q_NMQD.flatten(0, 1),
+        k_NMKD.flatten(0, 1).transpose(1, 2),
+        alpha=q_NMQD.shape[-1] ** -0.5,
+    )
+    return (scores.softmax(-1) @ v_NMKD.flatten(0, 1)).view_as(q_NMQD)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """float32 for what is less precise."""
+    return torch.promote_types(tensor.dtype, torch.float32)
 
 
 def _spans(length: int, window: int) -> list[tuple[int, int]]:
@@ -257,11 +290,3 @@ def _spans(length: int, window: int) -> list[tuple[int, int]]:
 
 def _join(parts: list[Tensor], *, axis: int) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(parts, axis)
-
-
-def _fill(real_NMhwD: Tensor, bias_MD: Tensor, side: int) -> Tensor:
-    """Extend windows to S x S cells, the new ones holding the bias."""
-    windows, heads, h, w, dim = real_NMhwD.shape
-    full = bias_MD[None, :, None, None, :].expand(windows, heads, side, side, dim).clone()
-    full[:, :, :h, :w] = real_NMhwD
-    return full

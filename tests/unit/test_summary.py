@@ -52,16 +52,19 @@ def test_the_table_says_what_is_trained_what_is_frozen_and_what_it_costs() -> No
 
 
 def test_operations_are_those_of_the_formulas_attention_included() -> None:
-    """A ViT-B at 256 pixels on 256 cells: nothing is spent on padding but keys and values."""
+    """A ViT-B at 256 pixels on 256 cells: all padding of a window costs one key."""
     with torch.device("meta"):
         twin = build_save("save_vit_b")
     flops = flops_by_part(twin)
     cells, dim, blocks = 256, 768, 12
     linear = blocks * 2 * cells * 12 * dim * dim
     patches_and_neck = 2 * cells * (dim * 768 + dim * 256 + 256 * 256 * 9)
-    # Scores and sums over 256 keys in 4 global blocks, over 14 x 14 in the others; relative
-    # positions of a query: one product with each row and each column of its window.
-    attention = 4 * cells * dim * (4 * 256 + 8 * 196) + 2 * cells * dim * (4 * 2 * 16 + 8 * 2 * 14)
+    # Scores and sums: 256 keys for each query in 4 global blocks; in the others the real cells of
+    # its window and one key for all padded ones. Relative positions of a query: one product with
+    # each row and each column of its window.
+    windowed = 196 * 196 + 2 * 28 * 29 + 4 * 5
+    attention = 4 * dim * (4 * 256 * 256 + 8 * windowed)
+    attention += 2 * cells * dim * (4 * 2 * 16 + 8 * 2 * 14)
     assert flops["image encoder"] == linear + patches_and_neck + attention
     convolutions = 2 * dim * dim * (64 * 9 + 64 * 16)
     gate = 2 * 2 * dim * dim // 4
