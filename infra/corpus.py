@@ -21,7 +21,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,14 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.config import canonical_json
 from infra.config import digest as digest_of
-from infra.shards import Refused, Sample, ShardRecord, committed_shard, write_shard
+from infra.shards import (
+    Refused,
+    Sample,
+    ShardRecord,
+    read_markers,
+    shard_name,
+    write_shard,
+)
 
 __all__ = [
     "Corpus",
@@ -42,17 +50,20 @@ __all__ = [
     "build_manifest",
     "check_free",
     "commit",
-    "committed_shard",
+    "shard_sizes",
+    "standing_shards",
     "write_refused",
     "write_shard",
 ]
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "corpus.json"
 
 _SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
+# A rerun goes by sizes and would take it for sound.
+_DAMAGED = "does not match its checksum: remove it and run the job that makes the corpus again"
 
 
 def build_manifest(
@@ -124,6 +135,44 @@ def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str
             )
 
 
+def standing_shards(
+    uri: str, plans: Mapping[tuple[str, int], str]
+) -> dict[tuple[str, int], tuple[ShardRecord, list[Refused]]]:
+    """What ``write_shard`` gave for each shard that stands whole and was made from the same plan.
+
+    One listing tells which files are there and how large. What they should be comes from the
+    manifest of a committed corpus, and otherwise from the markers, which are read many at once.
+
+    Args:
+        plans: the plan of each shard that is wanted, by split and number.
+    """
+    sizes = shard_sizes(uri)
+    names = {shard_name(*shard): shard for shard in plans}
+    records: dict[str, tuple[ShardRecord, list[Refused]]] = {}
+    with suppress(FileNotFoundError):
+        for record in Corpus.open(uri).shards:
+            name = record.path.removesuffix(".tar")
+            # What was refused stands in the marker alone.
+            if name in names and record.plan == plans[names[name]] and not record.refused:
+                records[name] = record, []
+    unknown = [name for name in names if name not in records and f"{name}.json" in sizes]
+    for name, record, refused in read_markers(uri, unknown):
+        records[name] = record, refused
+    return {
+        shard: records[name]
+        for name, shard in names.items()
+        if name in records
+        and records[name][0].plan == plans[shard]
+        and records[name][0].is_whole(sizes)
+    }
+
+
+def shard_sizes(uri: str) -> dict[str, int]:
+    """Bytes of every file of the shards, by its path in the corpus."""
+    sizes = storage.list_sizes(storage.join(uri, "shards"))
+    return {f"shards/{name}": size for name, size in sizes.items()}
+
+
 def commit(uri: str, manifest: dict[str, Any]) -> None:
     """Write ``corpus.json``, after which the corpus stands."""
     storage.write_bytes(storage.join(uri, MANIFEST), canonical_json(manifest))
@@ -189,7 +238,8 @@ class Corpus:
         return sorted({c for s in self.manifest["splits"].values() for c in s["classes"]})
 
     def table(self, split: str) -> pa.Table:
-        """One row per sample, in shard order: key, shard, scene, classes, frames, members.
+        """One row per sample, in shard order: key, shard, scene, classes, frames, members, and
+        mask_area and loudness_db where the samples told them.
 
         Raises:
             ValueError: the corpus has no such split, or an index does not match its checksum.
@@ -202,10 +252,10 @@ class Corpus:
         return self._tables[split]
 
     def _read_index(self, record: ShardRecord) -> pa.Table:
-        path = storage.join(self.uri, record.path.removesuffix(".tar") + ".parquet")
+        path = storage.join(self.uri, record.index)
         data = storage.read_bytes(path)
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
-            raise ValueError(f"{path} does not match its checksum: write the corpus again")
+            raise ValueError(f"{path} {_DAMAGED}")
         table = pq.read_table(pa.BufferReader(data))
         return table.append_column("shard", pa.array([record.path] * len(table)))
 
@@ -261,7 +311,7 @@ def _local_shard(uri: str, record: ShardRecord) -> Path:
         with arriving.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
         if found != record.sha256:
-            raise ValueError(f"{uri} does not match its checksum: write the corpus again")
+            raise ValueError(f"{uri} {_DAMAGED}")
         arriving.replace(local)
     finally:
         arriving.unlink(missing_ok=True)

@@ -1,10 +1,12 @@
-"""Decoding and encoding of pictures, sound and video, in one place.
+"""Decoding and encoding of pictures and sound, in one place. Video is in ``video``.
 
-Decoding is bounded: size, pixels and seconds are checked from the header before anything is
-unpacked, and whatever a decoder does not like becomes a ``ValueError`` that says so. Encoding is
-pinned: the same input gives the same bytes on every machine with the same package versions.
+Decoding is bounded: pixels, seconds and samples are checked from the header before anything is
+unpacked, and once more while it is where a header can lie. Whatever a decoder does not like
+becomes a ``ValueError`` of one line that is the same in every run. Nothing in a file leads to
+another file or host. Encoding is pinned: the same input gives the same bytes on every machine
+with the same package versions.
 
-Shapes: H, W height and width in pixels; N samples; T frames.
+Shapes: H, W height and width in pixels; N samples; C channels.
 """
 
 from __future__ import annotations
@@ -13,8 +15,8 @@ import io
 import math
 import re
 import warnings
-from collections.abc import Iterator, Sequence
-from pathlib import Path
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -24,51 +26,135 @@ SAMPLE_RATE = 16_000
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3_600.0
-# Of all channels together: a few kilobytes of FLAC can hold hours in eight channels.
-_MAX_SAMPLES_PER_SECOND = 2 * 192_000
-_VIDEO_FORMATS = {"mp4", "mov", "matroska", "webm", "avi", "mpeg", "mpegts"}
-_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "TIFF", "GIF")
+# Of each channel: an hour at 48 kHz. What is held is one channel, 4 bytes a sample.
+MAX_SAMPLES = 3_600 * 48_000
+MAX_CHANNELS = 8
+MIN_RATE, MAX_RATE = 1_000, 384_000
+# Of all channels together, 64 MB. Large, because an MP3 rounds anew at the edge of each.
+_BLOCK = 1 << 24
+# After a jump into a file a decoder needs some packets until it is exact; Opus asks for 80 ms.
+_SETTLING = 0.25
+
+_IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
+_SOUND_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG", "MP3"}
+# As FFmpeg names its decoders. Those of the pictures are never opened.
+_SOUND_CODECS = {"aac", "alac", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis"}
+
+# An hour of sound and pictures has 400,000.
+_MAX_PACKETS = 1_000_000
+# The count of packets in an MP4's tables; cmov is a header in zlib.
+_TABLES = re.compile(rb"(?s)(?:stsz|stz2)(?=.{8}(.{4}))|trun(?=.{4}(.{4}))|cmov")
+
+# EXIF's orientation (tag 0x0112) -> what brings the picture upright.
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
 
 
-def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> np.ndarray:
     """A picture as uint8 ``[H, W, 3]``, or ``[H, W, 4]`` where the file has transparency.
 
+    Of 16 bits the upper 8 are kept, of an animation the first frame; a colour profile is not
+    applied.
+
+    Args:
+        upright: turn the picture as its EXIF orientation says. Masks and boxes that are published
+            beside a photograph count its pixels as they are stored, so such photographs are read
+            with False: COCO's and LVIS's ``width``, ``height`` and ``segmentation`` know nothing
+            of EXIF, and Open Images says of its own ``Rotation`` column that it turns "image and
+            boxes" alike (storage.googleapis.com/openimages/web/2018-05-17-rotation-information).
+
     Raises:
-        ValueError: not a picture, damaged, or more than ``max_pixels``.
+        ValueError: not a PNG, JPEG, WebP, GIF or BMP, damaged, or more than ``max_pixels``.
     """
-    with _open_image(data, max_pixels) as image:
+    image = _open_image(data, max_pixels)
+    with _decoding("picture"):
+        turn = _UPRIGHT.get(_orientation(image)) if upright else None
+        # A 16-bit PNG gives its transparent colour in 16 bits and its pixels here in 8.
+        key = image.info.get("transparency")
+        if _is_deep_png(data) and key is not None:
+            image.info["transparency"] = (
+                key >> 8 if isinstance(key, int) else tuple(part >> 8 for part in key)
+            )
+        if image.mode.startswith("I;16"):
+            info = image.info
+            image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+            image.info = info
         has_alpha = "A" in image.getbands() or "transparency" in image.info
-        return np.asarray(image.convert("RGBA" if has_alpha else "RGB"))
+        image = image.convert("RGBA" if has_alpha else "RGB")
+        return np.asarray(image if turn is None else image.transpose(turn))
 
 
 def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
-    """A mask as bool ``[H, W]``: what is at least 128 of 255 in grey is inside."""
-    with _open_image(data, max_pixels) as image:
-        return np.asarray(image.convert("L")) >= 128
+    """A mask as bool ``[H, W]``, as it is stored: EXIF does not turn it.
+
+    What is at least 128 of 255 in grey is inside. A file whose largest value (in a palette
+    file, the largest index) is 1 and that shows nothing so bright counts 0 and 1: 1 is inside.
+
+    Raises:
+        ValueError: as for ``decode_image``.
+    """
+    image = _open_image(data, max_pixels)
+    with _decoding("picture"):
+        is_deep = image.mode.startswith("I;16")
+        value_HW = np.asarray(image if is_deep or image.mode == "P" else image.convert("L"))
+        grey_HW = value_HW >> 8 if is_deep else np.asarray(image.convert("L"))
+    if value_HW.max() == 1 and grey_HW.max() < 128:
+        return value_HW == 1
+    return grey_HW >= 128
 
 
 def _open_image(data: bytes, max_pixels: int) -> Image.Image:
+    with _decoding("picture"):
+        image = Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS)
+    if image.width * image.height > max_pixels:
+        raise ValueError(
+            f"the picture has {image.width}x{image.height} pixels, "
+            f"more than the {max_pixels} allowed"
+        )
+    with _decoding("picture"):
+        image.load()
+    if image.width * image.height == 0:
+        raise ValueError("the picture has no pixels")
+    return image
+
+
+def _orientation(image: Image.Image) -> int:
+    # Many a good photograph carries a damaged EXIF block: then it is shown as it is stored.
+    try:
+        return int(image.getexif().get(_ORIENTATION, 1))
+    except Exception:
+        return 1
+
+
+def _is_deep_png(data: bytes) -> bool:
+    return data.startswith(b"\x89PNG") and data[24] == 16
+
+
+@contextmanager
+def _decoding(what: str) -> Iterator[None]:
+    """Decoders raise nearly anything on damaged files: here it becomes a ``ValueError``."""
     try:
         with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            image = Image.open(io.BytesIO(data), formats=_IMAGE_FORMATS)
-            pixels = image.width * image.height
-            if pixels > max_pixels:
-                raise ValueError(
-                    f"the picture has {image.width}x{image.height} pixels, "
-                    f"more than the {max_pixels} allowed"
-                )
-            image.load()
-            return image
-    except ValueError:
-        raise
-    except Exception as error:  # Pillow's decoders raise nearly anything on damaged files
-        raise ValueError(f"the picture cannot be decoded: {_reason(error)}") from None
+            yield
+    except Exception as error:
+        raise ValueError(f"the {what} cannot be decoded: {_reason(error)}") from None
 
 
 def _reason(error: Exception) -> str:
     """A decoder's complaint in one line, without the addresses that no two runs share."""
-    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", " ".join(str(error).split()))
+    # FFmpeg's errors add to strerror what was logged last, by whichever thread.
+    text = getattr(error, "strerror", None) or str(error)
+    text = re.sub(r"<[^<>]* at 0x[0-9a-f]+>", "it", " ".join(text.split()))
     return text[:120] or type(error).__name__
 
 
@@ -101,43 +187,181 @@ def decode_audio(
 ) -> tuple[np.ndarray, int]:
     """Sound as float32 ``[N]``, channels averaged, and its sample rate in Hz.
 
+    WAV, FLAC, Ogg and MP3 by libsndfile; the sound of MP4 (also m4a, mov) and of WebM and
+    Matroska files by FFmpeg.
+
     Args:
         seconds: decode only this stretch ``(start, end)`` of the file.
 
     Raises:
-        ValueError: not a sound, damaged, empty, or longer than ``max_seconds``.
+        ValueError: not a sound, damaged, empty, or longer than ``max_seconds``; more than
+            ``MAX_CHANNELS`` or ``MAX_SAMPLES``; a rate out of bounds; samples that are no finite
+            numbers.
     """
-    import soundfile
-
-    try:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            rate = int(file.samplerate)
-            length = file.frames / max(rate, 1)
-            if length > max_seconds:
-                raise ValueError(
-                    f"the sound lasts {length:.0f} s, more than the {max_seconds:.0f} s allowed"
-                )
-            if file.frames * file.channels > max_seconds * _MAX_SAMPLES_PER_SECOND:
-                raise ValueError(
-                    f"the sound has {file.frames} samples in each of {file.channels} channels, "
-                    "more than are allowed"
-                )
-            first, last = 0, file.frames
-            if seconds is not None:
-                first = min(int(seconds[0] * rate), file.frames)
-                last = min(math.ceil(seconds[1] * rate), file.frames)
-            file.seek(first)
-            wave_NC = file.read(last - first, dtype="float32", always_2d=True)
-    except ValueError:
-        raise
-    except Exception as error:
-        raise ValueError(f"the sound cannot be decoded: {_reason(error)}") from None
-    if wave_NC.shape[0] == 0:
+    container = _container(data)
+    with np.errstate(all="ignore"):
+        if container:
+            wave_N, rate = _decode_container(data, container, max_seconds, seconds)
+        else:
+            wave_N, rate = _decode_sound_file(data, max_seconds, seconds)
+    if wave_N.size == 0:
         raise ValueError("the sound has no samples")
-    wave_N = wave_NC.mean(axis=1, dtype=np.float32)
     if not np.isfinite(wave_N).all():
         raise ValueError("the sound has samples that are no finite numbers")
     return wave_N, rate
+
+
+def _container(data: bytes) -> str:
+    """FFmpeg's name of the container; empty for a file of sound alone."""
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mp4"
+    return "matroska" if data[:4] == b"\x1a\x45\xdf\xa3" else ""
+
+
+def _is_sound_file(data: bytes) -> bool:
+    if data[:4] == b"RIFF":
+        return data[8:12] == b"WAVE"
+    is_mp3 = data[:3] == b"ID3" or (data[:1] == b"\xff" and data[1:2] >= b"\xe0")
+    return is_mp3 or data[:4] in (b"fLaC", b"OggS")
+
+
+def _check_sound(rate: int, channels: int, length: float, max_seconds: float) -> None:
+    if not MIN_RATE <= rate <= MAX_RATE:
+        raise ValueError(
+            f"the sound has a rate of {rate} Hz, out of the {MIN_RATE} to {MAX_RATE} Hz allowed"
+        )
+    if channels > MAX_CHANNELS:
+        raise ValueError(f"the sound has {channels} channels, more than the {MAX_CHANNELS} allowed")
+    if length > max_seconds:
+        raise ValueError(
+            f"the sound lasts {length:.0f} s, more than the {max_seconds:.0f} s allowed"
+        )
+
+
+def _check_samples(count: int) -> None:
+    if count > MAX_SAMPLES:
+        raise ValueError(
+            f"the sound has more than the {MAX_SAMPLES} samples allowed: read a stretch of it"
+        )
+
+
+def _decode_sound_file(
+    data: bytes, max_seconds: float, seconds: tuple[float, float] | None
+) -> tuple[np.ndarray, int]:
+    import soundfile
+
+    # libsndfile would also guess at many an old format that nobody needs here.
+    if not _is_sound_file(data):
+        raise ValueError(
+            "the sound cannot be decoded: it is no WAV, FLAC, Ogg, MP3, MP4 or WebM file"
+        )
+    with _decoding("sound"):
+        file = soundfile.SoundFile(io.BytesIO(data))
+    with file:
+        if file.format not in _SOUND_FORMATS:
+            raise ValueError(f"the sound cannot be decoded: {file.format} files are not read")
+        rate = int(file.samplerate)
+        _check_sound(rate, file.channels, file.frames / max(rate, 1), max_seconds)
+        first, last = 0, file.frames
+        if seconds is not None:
+            first = min(int(seconds[0] * rate), file.frames)
+            last = min(math.ceil(seconds[1] * rate), file.frames)
+        _check_samples(last - first)
+        pieces: list[np.ndarray] = []
+        block = _BLOCK // file.channels
+        with _decoding("sound"):
+            file.seek(first)
+            # In blocks, because a header may promise more than there is.
+            while first < last:
+                block_NC = file.read(min(last - first, block), dtype="float32", always_2d=True)
+                if not len(block_NC):
+                    break
+                pieces.append(block_NC.mean(axis=1, dtype=np.float32))
+                first += len(block_NC)
+    return _joined(pieces), rate
+
+
+def _joined(pieces: list[np.ndarray]) -> np.ndarray:
+    return np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
+
+
+def _decode_container(
+    data: bytes, container: str, max_seconds: float, seconds: tuple[float, float] | None
+) -> tuple[np.ndarray, int]:
+    import av
+
+    if container == "mp4" and _packets_claimed(data) > _MAX_PACKETS:
+        raise ValueError(f"the sound has more than the {_MAX_PACKETS} packets allowed")
+    # The container is named, so no play list is opened; no protocol is allowed; and looking for
+    # streams opens no decoder but those of sound.
+    options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(sorted(_SOUND_CODECS))}
+    with _decoding("sound"):
+        # What the tags say does not matter, so neither does how it is spelled.
+        file: Any = av.open(
+            io.BytesIO(data), format=container, options=options, metadata_errors="ignore"
+        )
+    with file:
+        if not file.streams.audio:
+            raise ValueError("the sound cannot be decoded: the file holds no sound")
+        stream = file.streams.audio[0]
+        with _decoding("sound"):
+            codec, length = stream.codec_context, (file.duration or 0) / av.time_base
+        if codec is None or codec.name not in _SOUND_CODECS:
+            raise ValueError("the sound cannot be decoded: its codec is not read here")
+        rate = codec.sample_rate
+        _check_sound(rate, codec.channels, length, max_seconds)
+        start, end = seconds or (0.0, math.inf)
+        if start > _SETTLING:
+            with _decoding("sound"):
+                file.seek(int((start - _SETTLING) / stream.time_base), stream=stream)
+        decoded, pieces = 0, []
+        for time, rate, block_N in _container_blocks(file, stream):
+            decoded += block_N.size
+            # The last packet is padded: a second more than the header says is nothing.
+            _check_sound(rate, 1, decoded / rate - 1, max_seconds)
+            _check_samples(decoded)
+            if time >= end:
+                break
+            if seconds is not None:
+                at = round(time * rate)
+                first, last = int(start * rate), math.ceil(end * rate)
+                block_N = block_N[max(first - at, 0) : max(last - at, 0)]
+            pieces.append(block_N)
+    return _joined(pieces), rate
+
+
+def _packets_claimed(mp4: bytes) -> int:
+    """What the tables say, true or not: FFmpeg makes room for so many before it looks further.
+
+    The tables are looked for as bytes, in every box but the media data, because FFmpeg finds
+    them in whatever box they are.
+    """
+    at = claimed = 0
+    while at < len(mp4):
+        size, kind = int.from_bytes(mp4[at : at + 4]), mp4[at + 4 : at + 8]
+        if size == 1:
+            size = int.from_bytes(mp4[at + 8 : at + 16])
+        end = min(at + size, len(mp4)) if size >= 8 else len(mp4)
+        if kind != b"mdat" or 0 < size < 8:
+            for table in _TABLES.finditer(mp4, at, end):
+                count = table[1] or table[2]
+                claimed += int.from_bytes(count) if count else _MAX_PACKETS + 1
+        at = end
+    return claimed
+
+
+def _container_blocks(file: Any, stream: Any) -> Iterator[tuple[float, int, np.ndarray]]:
+    """``(time in seconds of the first sample, rate, float32 [N])`` for each packet's sound."""
+    import av
+
+    with _decoding("sound"):
+        resampler = None
+        for frame in file.decode(stream):
+            # Only to floats: rate and channels stay. A file that changes them midway is refused.
+            resampler = resampler or av.AudioResampler("fltp", frame.layout, frame.sample_rate)
+            for piece in resampler.resample(frame):
+                block_CN = piece.to_ndarray()
+                yield piece.time or 0.0, piece.sample_rate, block_CN.mean(axis=0, dtype=np.float32)
 
 
 def resample(wave_N: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
@@ -173,145 +397,3 @@ def _encode_sound(wave_N: np.ndarray, rate: int, container: str) -> bytes:
     buffer = io.BytesIO()
     soundfile.write(buffer, to_pcm16(wave_N), rate, format=container, subtype="PCM_16")
     return buffer.getvalue()
-
-
-def encode_mask_rle(mask_HW: np.ndarray) -> dict[str, Any]:
-    """COCO's compressed run lengths: ``{"size": [h, w], "counts": str}``."""
-    from pycocotools import mask as coco_mask
-
-    run_lengths = coco_mask.encode(np.asfortranarray(mask_HW.astype(np.uint8)))
-    return {"size": [int(n) for n in mask_HW.shape], "counts": run_lengths["counts"].decode()}
-
-
-def decode_mask_rle(run_lengths: dict[str, Any]) -> np.ndarray:
-    """bool ``[H, W]`` from COCO's compressed run lengths.
-
-    Raises:
-        ValueError: they are no run lengths of a mask of that size.
-    """
-    from pycocotools import mask as coco_mask
-
-    height, width = run_lengths["size"]
-    if not 0 < height * width <= MAX_PIXELS:
-        raise ValueError(f"a mask of {height}x{width} pixels is out of bounds")
-    coded = {"size": [height, width], "counts": run_lengths["counts"].encode()}
-    mask_HW = np.asarray(coco_mask.decode(coded)).astype(bool)
-    # Runs that end too early leave the decoder's memory as it was.
-    if encode_mask_rle(mask_HW)["counts"] != run_lengths["counts"]:
-        raise ValueError(f"the run lengths do not fill a mask of {height}x{width} pixels")
-    return mask_HW
-
-
-def read_video(
-    source: str | Path, *, max_seconds: float = MAX_SECONDS
-) -> tuple[Iterator[tuple[float, np.ndarray]], tuple[np.ndarray, int]]:
-    """Frames and sound of a video file.
-
-    Returns:
-        an iterator of ``(time in seconds, uint8 [H, W, 3])``, and ``(float32 [N], rate)``; a
-        video without sound has N = 0.
-
-    Raises:
-        ValueError: not a video, or longer than ``max_seconds``.
-    """
-    import av
-
-    try:
-        with _open_video(source) as container:
-            if not container.streams.video:
-                raise ValueError(f"{source} has no pictures: give a video file")
-            picture = container.streams.video[0]
-            if picture.width * picture.height > MAX_PIXELS:
-                raise ValueError(
-                    f"{source} has frames of {picture.width}x{picture.height} pixels, more than "
-                    f"the {MAX_PIXELS} allowed"
-                )
-            length = (container.duration or 0) / 1_000_000
-            if length > max_seconds:
-                raise ValueError(
-                    f"{source} lasts {length:.0f} s, more than the {max_seconds:.0f} s allowed"
-                )
-            sound = _read_video_sound(container, max_seconds)
-    except av.FFmpegError as error:
-        raise ValueError(f"{source} cannot be decoded as a video: {error.strerror}") from None
-    return _video_frames(source, max_seconds), sound
-
-
-def _open_video(source: str | Path) -> Any:
-    """A container that is a file of its own: a playlist could lead to other files or hosts."""
-    import av
-
-    container = av.open(str(source), options={"protocol_whitelist": "file"})
-    kinds = set(container.format.name.split(","))
-    if not kinds & _VIDEO_FORMATS:
-        container.close()
-        raise ValueError(
-            f"{source} is a {container.format.name} file: give one of "
-            + ", ".join(sorted(_VIDEO_FORMATS))
-        )
-    return container
-
-
-def _read_video_sound(container: Any, max_seconds: float) -> tuple[np.ndarray, int]:
-    import av
-
-    if not container.streams.audio:
-        return np.zeros(0, np.float32), SAMPLE_RATE
-    resampler = av.AudioResampler(format="flt", layout="mono", rate=SAMPLE_RATE)
-    pieces: list[np.ndarray] = []
-    budget = int(max_seconds * SAMPLE_RATE)
-    for frame in container.decode(container.streams.audio[0]):
-        for piece in resampler.resample(frame):
-            pieces.append(piece.to_ndarray().reshape(-1))
-            budget -= pieces[-1].size
-        if budget < 0:
-            break
-    pieces += [piece.to_ndarray().reshape(-1) for piece in resampler.resample(None)]
-    wave_N = np.concatenate(pieces) if pieces else np.zeros(0, np.float32)
-    return wave_N.astype(np.float32), SAMPLE_RATE
-
-
-def _video_frames(source: str | Path, max_seconds: float) -> Iterator[tuple[float, np.ndarray]]:
-    import av
-
-    try:
-        with _open_video(source) as container:
-            for frame in container.decode(container.streams.video[0]):
-                if frame.time is not None and frame.time > max_seconds:
-                    return
-                yield float(frame.time or 0.0), frame.to_ndarray(format="rgb24")
-    except av.FFmpegError as error:
-        raise ValueError(f"{source} is damaged in the middle: {error.strerror}") from None
-
-
-def write_video(
-    target: Path, frames: Sequence[np.ndarray], *, rate: int, wave_N: np.ndarray | None = None
-) -> None:
-    """An H.264 mp4 of uint8 ``[H, W, 3]`` frames (even sides) at ``rate`` frames a second.
-
-    ``wave_N``: 16 kHz mono sound to lay under it.
-    """
-    import av
-
-    target.parent.mkdir(parents=True, exist_ok=True)
-    height, width = frames[0].shape[:2]
-    if height % 2 or width % 2:
-        raise ValueError(f"video frames need even sides, got {width}x{height}")
-    with av.open(str(target), "w", format="mp4") as container:
-        video: Any = container.add_stream("libx264", rate=rate, options={"crf": "18"})
-        video.width, video.height, video.pix_fmt = width, height, "yuv420p"
-        sound: Any = None
-        if wave_N is not None:
-            sound = container.add_stream("aac", rate=SAMPLE_RATE)
-            sound.layout = "mono"
-        for image in frames:
-            frame = av.VideoFrame.from_ndarray(np.ascontiguousarray(image), format="rgb24")
-            container.mux(video.encode(frame))
-        container.mux(video.encode(None))
-        if sound is not None and wave_N is not None:
-            block = av.AudioFrame.from_ndarray(
-                to_pcm16(wave_N)[None, :], format="s16", layout="mono"
-            )
-            block.sample_rate = SAMPLE_RATE
-            container.mux(sound.encode(block))
-            container.mux(sound.encode(None))

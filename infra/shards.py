@@ -12,7 +12,7 @@ import json
 import re
 import tarfile
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from infra import storage
+from infra import stopwatch, storage
 from infra.config import canonical_json
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
@@ -32,6 +32,10 @@ _INDEX_SCHEMA = pa.schema(
         ("scene", pa.string()),
         ("classes", pa.list_(pa.string())),
         ("frames", pa.int32()),
+        # Of the picture that the masks cover, the mean over the annotated frames.
+        ("mask_area", pa.float64()),
+        # Root mean square of the sound, in dB of full scale.
+        ("loudness_db", pa.float64()),
         (
             "members",
             pa.list_(
@@ -51,7 +55,8 @@ class Sample:
     members: dict[str, bytes]
     """``frame{k}.jpg|png``, ``mask{k}.png``, ``label{k}.png``, ``audio.flac|wav``."""
     meta: dict[str, Any]
-    """The ``json`` member: at least ``scene``, ``classes`` (what sounds) and ``frames``."""
+    """The ``json`` member: at least ``scene``, ``classes`` (what sounds) and ``frames``. The
+    index repeats these, and ``mask_area`` and ``loudness_db`` where they are given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,18 +70,42 @@ class Refused:
 
 @dataclass(frozen=True, kw_only=True)
 class ShardRecord:
-    """What the manifest says of a shard; its marker adds what was refused on the way."""
+    """What the manifest says of a shard; its marker lists what was refused on the way."""
 
     path: str
     split: str
     samples: int
     bytes: int
     sha256: str
+    index_bytes: int
     index_sha256: str
+    refused: int
+    """Inputs that were refused while it was made."""
     plan: str
     """sha256 of everything the shard's bytes depend on."""
     classes: dict[str, int] = field(default_factory=dict)
     """Samples in which each class sounds."""
+
+    @property
+    def index(self) -> str:
+        """Path of the table of member offsets."""
+        return self.path.removesuffix(".tar") + ".parquet"
+
+    @property
+    def marker(self) -> str:
+        """Path of the marker."""
+        return self.path.removesuffix(".tar") + ".json"
+
+    def is_whole(self, sizes: Mapping[str, int]) -> bool:
+        """Whether a listing of the corpus (``storage.list_sizes``) has all three files.
+
+        A file that is damaged and has the right size is the reader's to find: it knows the sha256.
+        """
+        return (
+            sizes.get(self.path) == self.bytes
+            and sizes.get(self.index) == self.index_bytes
+            and self.marker in sizes
+        )
 
 
 def write_shard(
@@ -90,7 +119,7 @@ def write_shard(
     Raises:
         ValueError: a key or member name that the format does not allow, or a key given twice.
     """
-    name = f"shards/{split}-{number:05d}"
+    name = shard_name(split, number)
     rows: list[dict[str, Any]] = []
     refused: list[Refused] = []
     classes: dict[str, int] = {}
@@ -106,7 +135,8 @@ def write_shard(
                 if sample.key in seen:
                     raise ValueError(f"the key {sample.key!r} is given twice in {name}.tar")
                 seen.add(sample.key)
-                rows.append(_write_sample(tar, digest, sample))
+                with stopwatch.time("write"):
+                    rows.append(_write_sample(tar, digest, sample))
                 for sounding in sample.meta["classes"]:
                     classes[sounding] = classes.get(sounding, 0) + 1
             # The end of a tar: two empty blocks, padded to a whole record.
@@ -115,24 +145,32 @@ def write_shard(
             tar.write(bytes(padding))
             digest.update(bytes(padding))
             size = tar.tell()
-        index = pa.BufferOutputStream()
-        pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
-        index_bytes = index.getvalue().to_pybytes()
-        storage.upload(local, storage.join(uri, f"{name}.tar"))
-    storage.write_bytes(storage.join(uri, f"{name}.parquet"), index_bytes)
-    record = ShardRecord(
-        path=f"{name}.tar",
-        split=split,
-        samples=len(rows),
-        bytes=size,
-        sha256=digest.hexdigest(),
-        index_sha256=hashlib.sha256(index_bytes).hexdigest(),
-        plan=plan,
-        classes=dict(sorted(classes.items())),
-    )
-    marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
-    storage.write_bytes(storage.join(uri, f"{name}.json"), canonical_json(marker))
+        with stopwatch.time("write"):
+            index = pa.BufferOutputStream()
+            pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
+            index_data = index.getvalue().to_pybytes()
+            record = ShardRecord(
+                path=f"{name}.tar",
+                split=split,
+                samples=len(rows),
+                bytes=size,
+                sha256=digest.hexdigest(),
+                index_bytes=len(index_data),
+                index_sha256=hashlib.sha256(index_data).hexdigest(),
+                refused=len(refused),
+                plan=plan,
+                classes=dict(sorted(classes.items())),
+            )
+            marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
+            storage.upload(local, storage.join(uri, record.path))
+            storage.write_bytes(storage.join(uri, record.index), index_data)
+            storage.write_bytes(storage.join(uri, record.marker), canonical_json(marker))
     return record, refused
+
+
+def shard_name(split: str, number: int) -> str:
+    """Where a shard lies in its corpus, without the ending of its three files."""
+    return f"shards/{split}-{number:05d}"
 
 
 def _write_sample(tar: io.BufferedWriter, digest: Any, sample: Sample) -> dict[str, Any]:
@@ -162,25 +200,24 @@ def _write_sample(tar: io.BufferedWriter, digest: Any, sample: Sample) -> dict[s
         "scene": meta["scene"],
         "classes": meta["classes"],
         "frames": meta["frames"],
+        "mask_area": meta.get("mask_area"),
+        "loudness_db": meta.get("loudness_db"),
         "members": placed,
     }
 
 
-def committed_shard(
-    uri: str, split: str, number: int, *, plan: str
-) -> tuple[ShardRecord, list[Refused]] | None:
-    """What ``write_shard`` gave for a shard that stands and was made from the same plan."""
-    path = storage.join(uri, f"shards/{split}-{number:05d}.json")
-    try:
-        marker = json.loads(storage.read_bytes(path, limit=_MARKER_LIMIT))
-        refused = [Refused(**row) for row in marker.pop("refused")]
-        record = ShardRecord(**marker)
-        if record.plan != plan:
-            return None
-        index = storage.read_bytes(storage.join(uri, f"shards/{split}-{number:05d}.parquet"))
-        size = storage.size(storage.join(uri, record.path))
-    except (FileNotFoundError, ValueError, TypeError, KeyError):
-        return None
-    if size != record.bytes or hashlib.sha256(index).hexdigest() != record.index_sha256:
-        return None
-    return record, refused
+def read_markers(
+    uri: str, names: Iterable[str]
+) -> Iterator[tuple[str, ShardRecord, list[Refused]]]:
+    """What ``write_shard`` gave, by shard name, for those whose markers stand and are sound."""
+    wanted = list(names)
+    uris = [storage.join(uri, f"{name}.json") for name in wanted]
+    for name, data in zip(wanted, storage.read_many(uris, limit=_MARKER_LIMIT), strict=True):
+        try:
+            marker = json.loads(data or b"")
+            refused = [Refused(**row) for row in marker.pop("refused")]
+            record = ShardRecord(**marker, refused=len(refused))
+        except (ValueError, TypeError, KeyError, AttributeError):
+            continue
+        if record.path == f"{name}.tar":
+            yield name, record, refused

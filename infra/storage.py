@@ -4,25 +4,59 @@ The S3 endpoint and keys come from the standard AWS environment variables
 (``AWS_ENDPOINT_URL``, ``AWS_ACCESS_KEY_ID``, ``AWS_SECRET_ACCESS_KEY``, ``AWS_REGION``).
 
 Object stores have no atomic rename, so nothing here relies on one: an object appears whole or
-not at all, on S3 because a PUT does, on a disk because the bytes are written aside and renamed.
+not at all, on S3 because a PUT does and a multipart upload when it is completed, on a disk because
+the bytes are written aside and renamed. What a store may stumble over is in ``infra.retrying``.
 """
 
 from __future__ import annotations
 
+import fcntl
+import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import fsspec
+
+from infra import s3
+from infra.retrying import is_transient, retries, retrying
+from infra.s3 import Stored
+
+__all__ = [
+    "Stored",
+    "cache_folder",
+    "create",
+    "download",
+    "exists",
+    "filesystem",
+    "for_arrow",
+    "join",
+    "list_files",
+    "list_sizes",
+    "normalise",
+    "read_bytes",
+    "read_many",
+    "read_range",
+    "read_stored",
+    "remove",
+    "replace_if",
+    "retries",
+    "size",
+    "upload",
+    "write_bytes",
+]
+
+Result = TypeVar("Result")
 
 # Larger than any document (manifest, table, marker) that is read whole.
 DEFAULT_READ_LIMIT = 1 << 30
 
-_SCHEMES = ("s3://", "file://")
+_READERS = 32
 
 
 def cache_folder() -> Path:
@@ -59,9 +93,7 @@ def filesystem(uri: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     text = normalise(uri)
     if not text.startswith("s3://"):
         return fsspec.filesystem("file"), text
-    # Listings must show what other processes wrote a moment ago.
-    s3 = fsspec.filesystem("s3", use_listings_cache=False)
-    return s3, text[len("s3://") :]
+    return s3.connect(), text[len("s3://") :]
 
 
 def join(uri: str | Path, *parts: str) -> str:
@@ -70,6 +102,12 @@ def join(uri: str | Path, *parts: str) -> str:
         if part.startswith("/") or ".." in part.split("/"):
             raise ValueError(f"{part!r} leads out of {uri}: use a name inside it")
     return "/".join([normalise(uri).rstrip("/"), *parts])
+
+
+def _ask(uri: str | Path, action: Callable[[], Result]) -> Result:
+    """``action()``, tried again where that may help, its failure told in one sentence."""
+    with _plain_errors(uri):
+        return retrying(action, what=str(uri))
 
 
 @contextmanager
@@ -90,7 +128,7 @@ def _plain_errors(uri: str | Path) -> Iterator[None]:
         ) from None
     except Exception as error:
         # botocore's errors share no built-in class, and importing it takes long.
-        if not type(error).__module__.startswith("botocore."):
+        if not is_transient(error) and not type(error).__module__.startswith("botocore."):
             raise
         raise ConnectionError(
             f"{uri} cannot be reached ({error}): check AWS_ENDPOINT_URL and the AWS keys"
@@ -100,8 +138,7 @@ def _plain_errors(uri: str | Path) -> Iterator[None]:
 def size(uri: str | Path) -> int:
     """Bytes of one object."""
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
-        return int(fs.info(path)["size"])
+    return int(_ask(uri, lambda: fs.info(path)["size"]))
 
 
 def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
@@ -112,18 +149,32 @@ def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
         ValueError: it is larger than ``limit`` bytes.
     """
     fs, path = filesystem(uri)
-    with _plain_errors(uri), fs.open(path, "rb") as file:
-        data: bytes = file.read(limit + 1)
+    if not _is_local(fs):
+        return _ask(uri, lambda: s3.read(fs, path, limit=limit)).data
+    with _plain_errors(uri), Path(path).open("rb") as file:
+        data = file.read(limit + 1)
     if len(data) > limit:
         raise ValueError(f"{uri} is larger than the {limit} bytes that are read of such a file")
     return data
 
 
+def read_many(uris: Sequence[str], *, limit: int = DEFAULT_READ_LIMIT) -> Iterator[bytes | None]:
+    """Whole objects, many at once, in the order asked for; None for one that is not there."""
+
+    def read(uri: str) -> bytes | None:
+        try:
+            return read_bytes(uri, limit=limit)
+        except FileNotFoundError:
+            return None
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        yield from pool.map(read, uris)
+
+
 def read_range(uri: str | Path, offset: int, size: int) -> bytes:
     """``size`` bytes from ``offset``; ValueError when the object ends before."""
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
-        data: bytes = fs.cat_file(path, start=offset, end=offset + size)
+    data: bytes = _ask(uri, lambda: fs.cat_file(path, start=offset, end=offset + size))
     if len(data) != size:
         raise ValueError(
             f"{uri} ends after {offset + len(data)} bytes where {offset + size} are needed: "
@@ -132,42 +183,134 @@ def read_range(uri: str | Path, offset: int, size: int) -> bytes:
     return data
 
 
+def read_stored(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> Stored | None:
+    """The whole object with its tag and age, or None where there is none."""
+    fs, path = filesystem(uri)
+    try:
+        if not _is_local(fs):
+            return _ask(uri, lambda: s3.read(fs, path, limit=limit))
+        with _plain_errors(uri), Path(path).open("rb") as file:
+            data = file.read(limit)
+            written = os.fstat(file.fileno()).st_mtime
+            # The disk's own clock, which may be another machine's.
+            with tempfile.NamedTemporaryFile(prefix=".", dir=Path(path).parent) as probe:
+                now = os.stat(probe.name).st_mtime
+        return Stored(data=data, etag=_local_etag(data), age=now - written)
+    except FileNotFoundError:
+        return None
+
+
 def write_bytes(uri: str | Path, data: bytes) -> None:
     """Write an object whole or not at all."""
     fs, path = filesystem(uri)
+    if not _is_local(fs):
+        _ask(uri, lambda: s3.write(fs, path, data))
+        return
+    with _plain_errors(uri), _aside(Path(path)) as aside:
+        _write_through(aside, data)
+
+
+def create(uri: str | Path, data: bytes) -> str | None:
+    """Write an object where none stands; its tag, or None where another stands.
+
+    Of several that try at once one succeeds. A request whose answer was lost is sent again, so
+    ``data`` has to tell its writer apart: who finds exactly its own bytes takes them for its own.
+    """
+    fs, path = filesystem(uri)
+    if not _is_local(fs):
+        return _ask(uri, lambda: s3.write_if(fs, path, data, IfNoneMatch="*"))
     with _plain_errors(uri):
-        if not _is_local(fs):
-            fs.pipe_file(path, data)
-            return
-        with _aside(Path(path)) as aside, aside.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+        try:
+            with _aside(Path(path), os.link) as aside:
+                _write_through(aside, data)
+        except FileExistsError:
+            return None
+    return _local_etag(data)
+
+
+def replace_if(uri: str | Path, data: bytes, etag: str) -> str | None:
+    """Write an object over the one with the tag ``etag``; its new tag, or None where that one
+    stands no more. ``data`` has to tell its writer apart, as in ``create``.
+    """
+    fs, path = filesystem(uri)
+    if not _is_local(fs):
+        return _ask(uri, lambda: s3.write_if(fs, path, data, IfMatch=etag))
+    target = Path(path)
+    with _plain_errors(uri):
+        while True:
+            try:
+                with target.open("r+b") as file:
+                    fcntl.flock(file, fcntl.LOCK_EX)
+                    if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
+                        continue  # replaced by whoever had the lock before
+                    if _local_etag(file.read()) != etag:
+                        return None
+                    with _aside(target) as aside:
+                        _write_through(aside, data)
+                    return _local_etag(data)
+            except FileNotFoundError:
+                return None
 
 
 def upload(local: Path, uri: str | Path) -> None:
     """Copy a local file to ``uri``, whole or not at all."""
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
-        if not _is_local(fs):
-            fs.put_file(str(local), path)
-            return
-        with _aside(Path(path)) as aside:
-            shutil.copyfile(local, aside)
-            with aside.open("rb") as file:
-                os.fsync(file.fileno())
+    if not _is_local(fs):
+        _ask(uri, lambda: s3.upload(fs, local, path))
+        return
+    with _plain_errors(uri), _aside(Path(path)) as aside:
+        shutil.copyfile(local, aside)
+        with aside.open("rb") as file:
+            os.fsync(file.fileno())
 
 
 def download(uri: str | Path, local: Path) -> None:
-    """Copy the object ``uri`` to a local file, whole or not at all."""
+    """Copy the object ``uri`` to a local file, whole or not at all.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it was replaced by another one meanwhile.
+    """
     fs, path = filesystem(uri)
-    with _plain_errors(uri), _aside(local) as aside:
-        fs.get_file(path, str(aside))
+    with _plain_errors(uri):
+        if _is_local(fs):
+            with _aside(local) as aside:
+                shutil.copyfile(path, aside)
+            return
+        info = retrying(lambda: fs.info(path), what=str(uri))
+
+        def fetch(start: int) -> None:
+            part = retrying(lambda: s3.read_part(fs, path, info, start), what=str(uri))
+            os.pwrite(file.fileno(), part, start)
+
+        # Each part on its own, so that one that breaks does not cost the others.
+        with (
+            _aside(local) as aside,
+            aside.open("wb") as file,
+            ThreadPoolExecutor(s3.PARTS_AT_ONCE) as pool,
+        ):
+            for _ in pool.map(fetch, range(0, int(info["size"]), s3.PART)):
+                pass
+
+
+def _write_through(path: Path, data: bytes) -> None:
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _local_etag(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
 
 
 @contextmanager
-def _aside(target: Path) -> Iterator[Path]:
-    """A file beside ``target`` that takes its name when the block ends well."""
+def _aside(target: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
+    """A file beside ``target`` that takes its name when the block ends well.
+
+    Args:
+        place: ``os.link`` to fail with FileExistsError where a file has that name already.
+    """
     target.parent.mkdir(parents=True, exist_ok=True)
     handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", dir=target.parent)
     os.close(handle)
@@ -175,7 +318,7 @@ def _aside(target: Path) -> Iterator[Path]:
     try:
         yield aside
         aside.chmod(0o644)
-        aside.replace(target)
+        place(aside, target)
     finally:
         aside.unlink(missing_ok=True)
 
@@ -183,32 +326,42 @@ def _aside(target: Path) -> Iterator[Path]:
 def exists(uri: str | Path) -> bool:
     """Whether an object or a folder with something in it stands at ``uri``."""
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
-        return bool(fs.exists(path))
+    return bool(_ask(uri, lambda: fs.exists(path)))
 
 
-def list_files(uri: str | Path, suffix: str = "") -> list[str]:
-    """Every object below ``uri`` (at any depth) whose name ends with ``suffix``, sorted.
+def list_sizes(uri: str | Path, suffix: str = "") -> dict[str, int]:
+    """Bytes of every object below ``uri`` (at any depth), by its name below ``uri``, sorted.
 
     Names that begin with a dot are files still being written and are left out.
     """
     fs, path = filesystem(uri)
-    prefix = "" if _is_local(fs) else "s3://"
-    with _plain_errors(uri):
-        found = fs.find(path)
-    return sorted(
-        prefix + name
-        for name in found
-        if name.endswith(suffix) and not name.rsplit("/", 1)[-1].startswith(".")
-    )
+    found = _ask(uri, lambda: fs.find(path, detail=True))
+    return {
+        name[len(path) :].lstrip("/"): int(info["size"])
+        for name, info in sorted(found.items())
+        # Some servers keep an empty folder where the last object of a prefix was.
+        if info["type"] == "file"
+        and name.endswith(suffix)
+        and not name.rsplit("/", 1)[-1].startswith(".")
+    }
+
+
+def list_files(uri: str | Path, suffix: str = "") -> list[str]:
+    """The URIs of what ``list_sizes`` lists."""
+    root = normalise(uri).rstrip("/")
+    return [f"{root}/{name}" if name else root for name in list_sizes(uri, suffix)]
 
 
 def remove(uri: str | Path) -> None:
     """Remove one object if it is there."""
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
+
+    def remove_it() -> None:
         if fs.exists(path):
-            fs.rm_file(path)
+            with suppress(FileNotFoundError):
+                fs.rm_file(path)
+
+    _ask(uri, remove_it)
 
 
 def for_arrow(uri: str | Path) -> tuple[str, Any]:
@@ -218,7 +371,7 @@ def for_arrow(uri: str | Path) -> tuple[str, Any]:
     fs, path = filesystem(uri)
     if _is_local(fs):
         return path, pyarrow.fs.LocalFileSystem()
-    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(fs))
+    return path, pyarrow.fs.PyFileSystem(pyarrow.fs.FSSpecHandler(s3.connect(own_retries=True)))
 
 
 def _is_local(fs: fsspec.AbstractFileSystem) -> bool:

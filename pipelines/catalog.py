@@ -3,28 +3,59 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 from infra import cluster, config, storage
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog, build_catalog, digest_of_offer, look_again
 from synth.distribute import map_rows
-from synth.sources import candidates, debian_media
-from synth.tables import Candidate
+from synth.sources import READERS, Offer, debian_media
+from synth.sources.audioset import AudioSetConfig
+from synth.sources.avs_synthetic import AvsSyntheticConfig
+from synth.sources.coco import CocoConfig
+from synth.sources.esc50 import Esc50Config
+from synth.sources.fsd50k import Fsd50kConfig
+from synth.sources.lvis import LvisConfig
+from synth.sources.open_images import OpenImagesConfig
+from synth.sources.vggsound import VggSoundConfig
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class MediaConfig:
-    """Where pictures and sounds come from."""
+    """Where pictures and sounds come from; with nothing named, from Debian packages."""
 
     folder: str | None = None
     """A folder or s3:// prefix with objects/<class>/*.png (cut-outs), sounds/<class>/*.wav and
-    backgrounds/*.jpg. Without one, photographic cut-outs, sounds and backgrounds are downloaded
-    from Debian packages into the media cache."""
+    backgrounds/*.jpg. Without one and without another source, photographic cut-outs, sounds and
+    backgrounds are downloaded from Debian packages into the media cache."""
+    debian: bool = False
+    """Use the Debian packages beside the sources below."""
+    lvis: LvisConfig | None = None
+    """LVIS v1: photographs with masks."""
+    coco: CocoConfig | None = None
+    """COCO instances: photographs with masks."""
+    open_images: OpenImagesConfig | None = None
+    """Open Images segmentation: photographs with masks."""
+    avs_synthetic: AvsSyntheticConfig | None = None
+    """AVS-Synthetic (Zenodo 8125822): photographs with masks, and sounds."""
+    vggsound: VggSoundConfig | None = None
+    """VGGSound: sounds."""
+    audioset: AudioSetConfig | None = None
+    """AudioSet: sounds."""
+    esc50: Esc50Config | None = None
+    """ESC-50: sounds."""
+    fsd50k: Fsd50kConfig | None = None
+    """FSD50K: sounds."""
+
+    def __post_init__(self) -> None:
+        if self.debian and self.folder is not None:
+            raise ValueError(
+                "media.debian and media.folder are both given: copy your media beside those of "
+                "the media cache, or leave one out"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,28 +66,57 @@ class CatalogConfig:
     """Where the catalog goes: a path, file:// or s3:// URI."""
     media: MediaConfig = field(default_factory=MediaConfig)
     """Where pictures and sounds come from."""
+    retry_refused: bool = False
+    """Look again at what the catalog that stands there refused, and at nothing else."""
     parallelism: int | None = None
     """Files looked at at once; all CPUs of the cluster by default."""
 
 
-def find_media(media: MediaConfig) -> tuple[str, Sequence[Candidate]]:
-    """The media folder, fetched where need be, and what is in it."""
-    where = media.folder
-    if where is None:
-        where = str(debian_media.fetch(storage.cache_folder(), progress=logger.info))
-    return where, list(candidates(where))
+def find_media(media: MediaConfig) -> Offer:
+    """What there is to look at; media from Debian packages are fetched where need be."""
+    sources = {name: getattr(media, name) for name in READERS if getattr(media, name) is not None}
+    folder = media.folder
+    if media.debian or (folder is None and not sources):
+        folder = str(debian_media.fetch(storage.cache_folder(), progress=logger.info))
+    return Offer(folder, sources)
 
 
-def look_at_media(media: MediaConfig, parallelism: int | None = None) -> Catalog:
-    """The catalog of all media; nothing is written."""
-    where, offered = find_media(media)
-    logger.info("looking at %d files of %s", len(offered), where)
-    return build_catalog(where, offered, map_rows=partial(map_rows, parallelism=parallelism))
+def look_at_media(
+    media: MediaConfig,
+    parallelism: int | None = None,
+    *,
+    standing: str | None = None,
+    retry_refused: bool = False,
+) -> Catalog:
+    """The catalog of all media; nothing is written.
+
+    Args:
+        standing: where a catalog may stand that an earlier run made. It is taken as it is when
+            the same files are offered still.
+        retry_refused: look again at what that catalog refused.
+    """
+    offer = find_media(media)
+    spread = partial(map_rows, parallelism=parallelism)
+    if standing is not None:
+        try:
+            earlier = Catalog.read(standing)
+        except (FileNotFoundError, ValueError):
+            earlier = None
+        if earlier is not None and earlier.offered == digest_of_offer(offer):
+            if not retry_refused:
+                logger.info("the catalog at %s serves: the same files are offered", standing)
+                return earlier
+            return look_again(earlier, offer, map_rows=spread)
+    logger.info("looking at the files of %s", ", ".join(offer.roots.values()))
+    return build_catalog(offer.roots, offer, map_rows=spread)
 
 
 def make_catalog(job: CatalogConfig) -> Catalog:
     """Look at all media and write the catalog to ``job.uri``."""
-    catalog = look_at_media(job.media, job.parallelism)
+    standing = job.uri if job.retry_refused else None
+    catalog = look_at_media(
+        job.media, job.parallelism, standing=standing, retry_refused=job.retry_refused
+    )
     catalog.write(job.uri)
     return catalog
 

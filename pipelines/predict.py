@@ -25,6 +25,7 @@ from torch import Tensor
 
 from infra import media, registry, storage
 from infra.config import main
+from infra.video import read_video, write_video
 from model import SAVE
 from training.checkpoint import load_model
 from training.data import EXAMPLE_HOP, EXAMPLE_SAMPLES, clip_log_mel, normalise_image
@@ -80,7 +81,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         )
     with _local(config.input) as source:
         if is_video:
-            pictures, (wave_N, rate) = media.read_video(source, max_seconds=config.max_seconds)
+            pictures, (wave_N, rate) = read_video(source, max_seconds=config.max_seconds)
             frames = sampled_frames(pictures)
         else:
             frames = iter([_photo(config.input)])
@@ -129,7 +130,7 @@ def _answer(
     if is_video:
         with tempfile.TemporaryDirectory() as folder:
             video = Path(folder) / "overlay.mp4"
-            media.write_video(video, shown, rate=1, wave_N=wave_N if wave_N.size else None)
+            write_video(video, shown, rate=1, wave_N=wave_N if wave_N.size else None)
             storage.upload(video, target)
     else:
         storage.write_bytes(target, media.encode_png(shown[0]))

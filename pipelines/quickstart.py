@@ -27,7 +27,7 @@ from pipelines.showcase import Showcase, show
 from synth.catalog import Catalog
 from synth.distribute import map_rows
 from synth.miniature import Counts, MiniatureConfig, write_miniature
-from synth.plan import split_assets
+from synth.pools import split_assets
 from synth.recipe import TRAIN, Samples
 from training.checkpoint import load_model
 from training.evaluation import score_sounds, sound_blind

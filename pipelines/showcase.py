@@ -9,6 +9,7 @@ import numpy as np
 
 from infra import media, storage
 from infra.corpus import Corpus
+from infra.video import write_video
 from model import SAVE
 from pipelines.predict import PredictConfig, predict
 from synth.catalog import Catalog
@@ -77,7 +78,7 @@ def write_clip(corpus: Corpus, split: str, row: int, target: Path) -> None:
         if name.startswith("frame")
     ]
     held = [frame for frame in frames for _ in range(_FRAME_RATE)]
-    media.write_video(target, held, rate=_FRAME_RATE, wave_N=load_sound(corpus, split, row))
+    write_video(target, held, rate=_FRAME_RATE, wave_N=load_sound(corpus, split, row))
 
 
 def photo_with_sound(catalog: Catalog) -> tuple[Photo, Clip]:

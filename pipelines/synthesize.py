@@ -1,33 +1,46 @@
-"""Catalog -> synthetic corpus: scenes of cut-outs, each with the sound of what is masked."""
+"""Catalog -> synthetic corpus: scenes of known objects, each with the sound of what is masked."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
-from collections.abc import Iterator
+import os
+import time
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra import cluster, config, corpus, storage
-from infra.corpus import Sample
+from infra import cluster, config, corpus, lease, storage
+from infra.corpus import Corpus, Refused, Sample
 from pipelines.catalog import MediaConfig, look_at_media
+from synth.assets import Unusable
 from synth.catalog import Catalog
-from synth.distribute import ShardTask, write_shards
-from synth.plan import Pools, plan_digest, plan_sample, plan_shards, split_assets
+from synth.distribute import ShardTask, workers, write_shards
+from synth.plan import ATTEMPTS, plan_digest, plan_sample, plan_shards
+from synth.pools import Pools, Selected, select, split_assets
 from synth.publish import publish
-from synth.recipe import Recipe
-from synth.render import render
+from synth.recipe import Recipe, Samples
+from synth.render import TooLittleVisible, render
 
 logger = logging.getLogger(__name__)
 
-RECIPE = Path(__file__).parent / "recipes" / "synthesize.yaml"
+RECIPES = Path(__file__).parent / "recipes"
+RECIPE = RECIPES / "synthesize.yaml"
 KIND = "synthetic"
-NOTES = (
-    "Scenes are composed: cut-outs on backgrounds, with a sound of the class that is masked.",
-    "val and test show known pictures and sounds in scenes and on backgrounds of their own, each "
-    "scene once with the sound of either object; unseen has pictures and sounds of its own.",
-)
+NOTES = {
+    "composite": (
+        "Scenes are composed: cut-outs on backgrounds, with a sound of the class that is masked.",
+        "In val, test and unseen each scene comes twice, with the sound of either of its objects.",
+    ),
+    "natural": (
+        "Objects stand in their own photographs; the sound is another recording of their class.",
+        "A photograph, and a video that sounds come from, is in one split alone.",
+    ),
+}
+SHARED_NOTE = "val and test show train's pictures and sounds in scenes and on backgrounds of their own."
+_TRIED = 4
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,63 +59,224 @@ class SynthesizeConfig:
     """Of everything that is drawn."""
     parallelism: int | None = None
     """Shards written at once; all CPUs of the cluster by default."""
+    dry_run: bool = False
+    """Say what would be made, how large it would be and how long it would take; write nothing."""
+    extend: bool = False
+    """Make the corpus that stands there larger, to the samples that the recipe names now. Nothing
+    that stands is changed."""
+    retry_refused: bool = False
+    """Look again at the inputs that an earlier run refused, and make their shards anew."""
 
 
 def run(job: SynthesizeConfig) -> dict[str, Any]:
     """Compose a synthetic corpus; a rerun makes only what is missing."""
     storage.normalise(job.uri)  # a wrong one is told before anything starts
     cluster.connect()
-    catalog = (
-        Catalog.read(job.catalog) if job.catalog else look_at_media(job.media, job.parallelism)
-    )
-    pools = split_assets(catalog, job.corpus)
-    recipe = config.to_dict(job.corpus)
+    if job.dry_run:
+        return _rehearse(job)
+    name = os.environ.get("RAY_JOB_SUBMISSION_ID") or f"synthesize, process {os.getpid()}"
+    with lease.hold(job.uri, owner=name) as held:
+        return _synthesize(job, held)
+
+
+def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
+    recipe = _extended(job) if job.extend else job.corpus
+    beside = storage.join(job.uri, "catalog")
+    catalog = _catalog(job, beside)
+    _check_refusals(catalog, recipe)
+    chosen = select(catalog, recipe)
+    pools = split_assets(chosen.catalog, recipe)
     sources = {"catalog": catalog.fingerprint}
-    corpus.check_free(job.uri, recipe=recipe, seed=job.seed, sources=sources)
+    values = config.to_dict(recipe)
+    # A corpus that is being extended stands there as what it was until it is committed anew.
+    if not job.extend:
+        corpus.check_free(job.uri, recipe=values, seed=job.seed, sources=sources)
     if job.catalog is None:
-        catalog.write(storage.join(job.uri, "catalog"))
-
-    def digest(plan: Any) -> str:
-        return plan_digest(
-            plan, catalog_fingerprint=catalog.fingerprint, recipe=job.corpus, seed=job.seed
-        )
-
-    tasks = [
-        ShardTask(split=plan.split, number=plan.number, plan=digest(plan), samples=plan.samples)
-        for plan in plan_shards(job.corpus)
-    ]
-    make = partial(_make, pools=pools, recipe=job.corpus, seed=job.seed, media_uri=catalog.folder)
-    written = write_shards(job.uri, tasks, make, parallelism=job.parallelism)
+        held.check()
+        catalog.write(beside)
+    written = write_shards(
+        job.uri,
+        _tasks(catalog, recipe, job.seed),
+        partial(_make, recipe=recipe, seed=job.seed, roots=catalog.roots),
+        shared=pools,
+        parallelism=job.parallelism,
+        max_refused=recipe.max_refused,
+        retry_refused=job.retry_refused,
+    )
+    notes = NOTES[recipe.scenes]
+    if recipe.scenes == "composite" and not recipe.own_assets:
+        notes = (*notes, SHARED_NOTE)
     return publish(
         job.uri,
         written,
         kind=KIND,
         seed=job.seed,
-        recipe=recipe,
+        recipe=values,
         sources=sources,
-        licences=_licences(pools),
-        refused=catalog.refused,
-        notes=NOTES,
+        licences=sorted(set().union(*(pool.licences() for pool in pools.values()))),
+        refused=[*catalog.refused, *chosen.refused],
+        notes=notes,
+        about=_about(chosen, pools),
+        before_commit=held.check,
     )
 
 
-def _licences(pools: dict[str, Pools]) -> list[str]:
-    """Of everything that a scene may be made from."""
-    used: set[str] = set()
-    for pool in pools.values():
-        used |= {row.licence for rows in pool.objects.values() for row in rows}
-        used |= {row.licence for rows in pool.clips.values() for row in rows}
-        used |= {row.licence for row in pool.backgrounds} | {row.licence for row in pool.silent}
-    return sorted(used)
+def _catalog(job: SynthesizeConfig, beside: str | None) -> Catalog:
+    if job.catalog:
+        return Catalog.read(job.catalog)
+    return look_at_media(
+        job.media, job.parallelism, standing=beside, retry_refused=job.retry_refused
+    )
+
+
+def _check_refusals(catalog: Catalog, recipe: Recipe) -> None:
+    """Stop where too much of what was looked at cannot be used."""
+    looked_at = {"unreadable", "missing", "mask", "size"}
+    counts = {k: n for k, n in catalog.refused_by_reason.items() if k in looked_at}
+    accepted = len(catalog.objects) + len(catalog.clips) + len(catalog.backgrounds)
+    share = sum(counts.values()) / (sum(counts.values()) + accepted)
+    if share > recipe.max_refused:
+        worst = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
+        first = next(r for r in catalog.refused if r.reason.split(":")[0] in looked_at)
+        raise ValueError(
+            f"{share:.0%} of the inputs cannot be used ({worst}), more than max_refused "
+            f"{recipe.max_refused:.0%}; the first is {first.id} ({first.reason}): mend the sources "
+            "or raise max_refused"
+        )
+
+
+def _tasks(catalog: Catalog, recipe: Recipe, seed: int) -> list[ShardTask]:
+    fingerprint = catalog.fingerprint
+    return [
+        ShardTask(
+            split=plan.split,
+            number=plan.number,
+            first=plan.first,
+            samples=plan.samples,
+            plan=plan_digest(plan, catalog_fingerprint=fingerprint, recipe=recipe, seed=seed),
+        )
+        for plan in plan_shards(recipe)
+    ]
 
 
 def _make(
-    task: ShardTask, *, pools: dict[str, Pools], recipe: Recipe, seed: int, media_uri: str
-) -> Iterator[Sample]:
-    first = task.number * recipe.samples_per_shard
-    for number in range(first, first + task.samples):
-        spec = plan_sample(pools[task.split], recipe, seed=seed, split=task.split, number=number)
-        yield render(spec, media_uri, kind=KIND)
+    task: ShardTask,
+    pools: Mapping[str, Pools],
+    *,
+    recipe: Recipe,
+    seed: int,
+    roots: Mapping[str, str],
+) -> Iterator[Sample | Refused]:
+    """The samples of one shard."""
+    for number in range(task.first, task.first + task.samples):
+        yield make_sample(pools[task.split], recipe, roots, seed, task.split, number)
+
+
+def make_sample(
+    pools: Pools, recipe: Recipe, roots: Mapping[str, str], seed: int, split: str, number: int
+) -> Sample | Refused:
+    """Plan and render one sample; what cannot be used is refused by name."""
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        spec = plan_sample(pools, recipe, seed=seed, split=split, number=number, attempt=attempt)
+        try:
+            return render(spec, roots, kind=KIND, min_mask_area=recipe.min_mask_area)
+        except TooLittleVisible as error:
+            reason = str(error)
+        except Unusable as error:
+            return Refused(id=error.asset.id, source=error.asset.source, reason=error.reason)
+    return Refused(id=f"{split}-{number:08d}", source="scene", reason=reason)
+
+
+def _about(chosen: Selected, pools: Mapping[str, Pools]) -> dict[str, Any]:
+    """What the manifest says of where everything comes from."""
+    used: dict[str, dict[str, int]] = {}
+    for pool in pools.values():
+        for kind, counts in pool.used().items():
+            for source, count in counts.items():
+                # Splits that share their assets have the same ones.
+                used.setdefault(kind, {})
+                used[kind][source] = max(used[kind].get(source, 0), count)
+    return {
+        "usage": used,
+        "held_out": chosen.held_out,
+        "unknown_labels": chosen.catalog.unknown_labels,
+        "left_out": chosen.catalog.left_out,
+    }
+
+
+def _extended(job: SynthesizeConfig) -> Recipe:
+    """The recipe of the corpus that stands at the URI, with the samples that are asked for now.
+
+    Raises:
+        FileNotFoundError: none stands there.
+        ValueError: it is of another recipe or seed.
+    """
+    manifest = Corpus.open(job.uri).manifest
+    ours, theirs = config.to_dict(job.corpus), dict(manifest["recipe"])
+    for name in ours:
+        if name not in ("samples", "grown_from") and ours[name] != theirs.get(name):
+            raise ValueError(
+                f"the corpus at {job.uri} cannot be extended by this recipe (its {name} is "
+                f"{theirs.get(name)!r}, not {ours[name]!r}): name the recipe that it was made with"
+            )
+    if manifest["seed"] != job.seed:
+        raise ValueError(
+            f"the corpus at {job.uri} has seed {manifest['seed']}, not {job.seed}: extend it with "
+            "its own"
+        )
+    earlier = [Samples(**counts) for counts in (*theirs["grown_from"], theirs["samples"])]
+    if earlier[-1] == job.corpus.samples:
+        earlier = earlier[:-1]
+    return dataclasses.replace(job.corpus, grown_from=tuple(earlier))
+
+
+def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
+    """What the job would make: exact counts; bytes and time from a few samples made here."""
+    recipe = _extended(job) if job.extend else job.corpus
+    catalog = _catalog(job, storage.join(job.uri, "catalog"))
+    _check_refusals(catalog, recipe)
+    chosen = select(catalog, recipe)
+    pools = split_assets(chosen.catalog, recipe)
+    tasks = _tasks(catalog, recipe, job.seed)
+    standing = corpus.standing_shards(job.uri, {(t.split, t.number): t.plan for t in tasks})
+    missing = [t for t in tasks if (t.split, t.number) not in standing]
+    splits: dict[str, dict[str, Any]] = {}
+    size = spent = 0.0
+    for split in dict.fromkeys(task.split for task in tasks):
+        own = [task for task in missing if task.split == split]
+        samples = sum(task.samples for task in own)
+        splits[split] = {
+            "samples": samples,
+            "shards": len(own),
+            "classes": len(pools[split].classes),
+            **{kind: sum(counts.values()) for kind, counts in pools[split].used().items()},
+        }
+        if not own:
+            continue
+        start = time.monotonic()
+        tried = [
+            make_sample(pools[split], recipe, catalog.roots, job.seed, split, own[0].first + n)
+            for n in range(min(_TRIED, own[0].samples))
+        ]
+        spent += (time.monotonic() - start) / len(tried) * samples
+        made = [s for s in tried if isinstance(s, Sample)]
+        # Beside its members a sample has headers, padding, its json and its row in the index.
+        each = [sum(len(m) + 1024 for m in s.members.values()) + 2048 for s in made]
+        size += sum(each) / max(len(each), 1) * samples
+    return {
+        "dry_run": True,
+        "uri": storage.normalise(job.uri),
+        "splits": splits,
+        "samples": sum(split["samples"] for split in splits.values()),
+        "shards": len(missing),
+        "shards_standing": len(standing),
+        "expected_bytes": round(size),
+        "expected_seconds": round(spent / (job.parallelism or workers()), 1),
+        "refused_by_reason": catalog.refused_by_reason,
+        "held_out": chosen.held_out,
+        "licences": sorted(set().union(*(pool.licences() for pool in pools.values()))),
+    }
 
 
 if __name__ == "__main__":

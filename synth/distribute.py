@@ -6,13 +6,15 @@ import json
 import logging
 import os
 import time
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import ray.data
+import ray.exceptions
 
-from infra import corpus
+from infra import corpus, stopwatch, storage
 from infra.config import USER_ERRORS
 from infra.corpus import Refused, Sample, ShardRecord
 
@@ -20,7 +22,9 @@ logger = logging.getLogger(__name__)
 
 # Enough tasks to keep a cluster busy, few enough that none is shorter than its own overhead.
 _BLOCKS_PER_WORKER = 8
-_RETRIES = 2
+# Of one task: its worker or node died. Ray Data's own default is to try for ever, which a picture
+# that crashes its decoder would use.
+_DEATHS = 3
 _SECONDS_BETWEEN_LINES = 5.0
 
 
@@ -64,10 +68,20 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), blocks))
-    for row in data.map(answer, concurrency=parallelism).iter_rows():
-        if row["error"]:
-            raise ValueError(row["error"])
-        yield json.loads(row["made"])
+    answers = data.map(
+        answer, concurrency=parallelism, ray_remote_args_fn=lambda: {"max_retries": _DEATHS}
+    )
+    try:
+        for row in answers.iter_rows():
+            if row["error"]:
+                raise ValueError(row["error"])
+            yield json.loads(row["made"])
+    except (ray.exceptions.WorkerCrashedError, ray.exceptions.OutOfMemoryError) as error:
+        raise ValueError(
+            f"a worker died ({_DEATHS + 1} times over the same task, so not by chance): look for "
+            "too little memory or an input that crashes its decoder, "
+            f"and in Ray's logs ({type(error).__name__})"
+        ) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,7 +101,14 @@ class Written:
     records: list[ShardRecord]
     refused: list[Refused]
     made: int
+    """Shards that this run made; what follows is of these."""
+    bytes: int
+    """Of their tars and indexes."""
+    retries: int
+    """Requests that the storage had to be asked again."""
     seconds: float
+    timings: dict[str, float]
+    """Seconds in each stage (``infra.stopwatch``), summed over the workers."""
 
 
 def write_shards(
@@ -99,6 +120,8 @@ def write_shards(
 ) -> Written:
     """Write the shards that do not stand yet, one task and one commit each.
 
+    A task whose worker or node dies is given to another; a storage that stumbles is asked again.
+
     Args:
         make: a picklable pure function from a task to its samples.
         parallelism: how many shards are written at once; all CPUs of the cluster by default.
@@ -106,55 +129,61 @@ def write_shards(
     Raises:
         ValueError: a shard could not be made from what it was given, with the reason.
     """
-    start = time.monotonic()
-    found: dict[tuple[str, int], tuple[ShardRecord, list[Refused]]] = {}
-    missing: list[dict[str, Any]] = []
-    for task in tasks:
-        standing = corpus.committed_shard(uri, task.split, task.number, plan=task.plan)
-        if standing is None:
-            missing.append(asdict(task))
-        else:
-            found[task.split, task.number] = standing
+    start, retries = time.monotonic(), storage.retries()
+    found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
+    missing = [asdict(t) for t in tasks if (t.split, t.number) not in found]
     if found:
         logger.info("%d of %d shards stand already", len(found), len(tasks))
 
     def write_one(row: dict[str, Any]) -> dict[str, Any]:
         task = ShardTask(**row)
-        error: Exception | None = None
-        for attempt in range(_RETRIES + 1):
-            # A storage that stumbles gets the same shard again; bad input stays bad.
-            try:
-                corpus.write_shard(uri, task.split, task.number, make(task), plan=task.plan)
-                return row
-            except (FileNotFoundError, PermissionError):
-                raise
-            except OSError as caught:
-                error = caught
-                if attempt < _RETRIES:
-                    time.sleep(2.0**attempt)
-        assert error is not None
-        raise error
+        stopwatch.take()  # what a task that failed has left
+        before = storage.retries()
+        record, refused = corpus.write_shard(
+            uri, task.split, task.number, make(task), plan=task.plan
+        )
+        return {
+            **row,
+            "record": asdict(record),
+            "refused": [asdict(r) for r in refused],
+            "retries": storage.retries() - before,
+            "timings": stopwatch.take(),
+        }
 
+    made: list[ShardRecord] = []
+    timings: Counter[str] = Counter()
+    again = 0
     if missing:
-        _follow(_stream(missing, write_one, blocks=len(missing), parallelism=parallelism), missing)
-    for row in missing:
-        made = corpus.committed_shard(uri, row["split"], row["number"], plan=row["plan"])
-        if made is None:
-            raise ValueError(
-                f"the shard {row['split']}-{row['number']:05d} at {uri} vanished after it was "
-                "written: does another job write there?"
-            )
-        found[row["split"], row["number"]] = made
+        stream = _stream(missing, write_one, blocks=len(missing), parallelism=parallelism)
+        for row in _followed(stream, missing):
+            record = ShardRecord(**row["record"])
+            refused = [Refused(**r) for r in row["refused"]]
+            found[row["split"], row["number"]] = record, refused
+            made.append(record)
+            timings.update(row["timings"])
+            again += row["retries"]
+        sizes = corpus.shard_sizes(uri)
+        for record in made:
+            if not record.is_whole(sizes):
+                raise ValueError(
+                    f"the shard {record.path} at {uri} vanished after it was written: does "
+                    "another job write there?"
+                )
     return Written(
         records=[record for record, _ in found.values()],
         refused=[r for _, refused in found.values() for r in refused],
-        made=len(missing),
+        made=len(made),
+        bytes=sum(record.bytes + record.index_bytes for record in made),
+        retries=again + storage.retries() - retries,
         seconds=time.monotonic() - start,
+        timings=dict(sorted(timings.items())),
     )
 
 
-def _follow(finished: Iterator[dict[str, Any]], rows: Sequence[dict[str, Any]]) -> None:
-    """Log progress while shards come in."""
+def _followed(
+    finished: Iterator[dict[str, Any]], rows: Sequence[dict[str, Any]]
+) -> Iterator[dict[str, Any]]:
+    """The shards as they come in, with progress in the log."""
     total = sum(row["samples"] for row in rows)
     start = last = time.monotonic()
     done = shards = 0
@@ -172,3 +201,4 @@ def _follow(finished: Iterator[dict[str, Any]], rows: Sequence[dict[str, Any]]) 
                 (total - done) / max(rate, 1e-9),
             )
             last = now
+        yield row

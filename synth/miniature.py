@@ -36,6 +36,7 @@ from PIL import Image
 
 from infra import media, storage
 from infra.config import canonical_json, digest, to_dict
+from infra.masks import encode_mask_rle
 from synth.catalog import MapRows, map_here
 from synth.compose import Light, Placement, apply_light, compose, crop_background, fit, trim
 from synth.miniature_plan import (
@@ -50,8 +51,7 @@ from synth.miniature_plan import (
     plan_miniature,
     position,
 )
-from synth.plan import Pools
-from synth.render import load_background, load_cutout
+from synth.pools import Pools
 from synth.soundtrack import mix, prepare, samples_of, stretch
 
 __all__ = [
@@ -100,7 +100,7 @@ def write_clip(uri: str, plan: ClipPlan, media_folder: str) -> dict[str, Any]:
                     "class": actor.class_name,
                     "asset": actor.asset,
                     "sounding": sounding,
-                    "visible": media.encode_mask_rle(visible_HW),
+                    "visible": encode_mask_rle(visible_HW),
                 }
             )
         record["frames"].append(shown)
@@ -128,7 +128,7 @@ def render_frames(
     plan: ClipPlan, media_folder: str
 ) -> tuple[list[np.ndarray], list[list[np.ndarray]]]:
     """The frames, uint8 ``[H, W, 3]``, and per frame what is visible of each actor."""
-    picture_HW3 = load_background(storage.join(media_folder, plan.background))
+    picture_HW3 = _picture(storage.join(media_folder, plan.background))[..., :3]
     x, y, zoom = plan.crop
     background = crop_background(picture_HW3, x=x, y=y, zoom=zoom, size=(CANVAS, CANVAS))
     background = apply_light(background, plan.light)
@@ -187,9 +187,14 @@ def _gate(seconds: Sequence[bool], samples: int) -> np.ndarray:
     return gate_N
 
 
+@functools.lru_cache(maxsize=64)
+def _picture(uri: str) -> np.ndarray:
+    return media.decode_image(storage.read_bytes(uri))
+
+
 @functools.lru_cache(maxsize=256)
 def _cutout(uri: str) -> np.ndarray:
-    return trim(load_cutout(uri))
+    return trim(_picture(uri))
 
 
 @functools.lru_cache(maxsize=256)

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 
 from synth.compose import Light, Placement, fit_size, overlap_share
-from synth.plan import Pools
-from synth.tables import Background, Object, SilentObject
+from synth.pools import Pools
+from synth.tables import Background, Object
 
 SPLITS = ("train", "val", "test")
 FRAMES = 5
@@ -186,13 +186,15 @@ def _plan_clip(
 ) -> ClipPlan:
     background = _pick(random, backgrounds)
     light = _draw_light(random)
-    cutouts: list[Object | SilentObject] = [_pick(random, pools.objects[c]) for c in classes]
+    cutouts: list[Object] = [_pick(random, pools.objects[c]) for c in classes]
+    names = list(classes)
     if pools.silent and random.random() < config.distractors:
         cutouts.append(_pick(random, pools.silent))
+        names.append("")
     ways = _draw_ways(random, cutouts, config.long_side)
     actors = tuple(
         Actor(
-            class_name=row.class_name if isinstance(row, Object) else "",
+            class_name=class_name,
             asset=row.id,
             uri=row.uri,
             centres=centres,
@@ -200,7 +202,7 @@ def _plan_clip(
             flip=bool(random.random() < 0.5),
             light=_scaled_light(light, random.uniform(0.93, 1.07)),
         )
-        for row, (centres, long_sides) in zip(cutouts, ways, strict=True)
+        for row, class_name, (centres, long_sides) in zip(cutouts, names, ways, strict=True)
     )
     if subset == "s4":
         heard: list[tuple[bool, ...]] = [(True,) * FRAMES]
@@ -257,7 +259,7 @@ _Way = tuple[tuple[tuple[float, float], tuple[float, float]], tuple[float, float
 
 def _draw_ways(
     random: np.random.Generator,
-    cutouts: Sequence[Object | SilentObject],
+    cutouts: Sequence[Object],
     long_side: tuple[float, float],
 ) -> list[_Way]:
     """Ways on which the objects hide little of each other in any frame."""
@@ -282,7 +284,7 @@ def _draw_ways(
 
 
 def _draw_way(
-    random: np.random.Generator, row: Object | SilentObject, long_side: tuple[float, float]
+    random: np.random.Generator, row: Object, long_side: tuple[float, float]
 ) -> _Way:
     low, high = (share * CANVAS for share in long_side)
     # A violin as long as a pig is high would hardly be seen: thin things are drawn longer.
@@ -302,7 +304,7 @@ def _draw_way(
     return ((start[0], start[1]), (end[0], end[1])), (first, last)
 
 
-def _planned_box(row: Object | SilentObject, way: _Way, frame: int) -> Placement:
+def _planned_box(row: Object, way: _Way, frame: int) -> Placement:
     (x, y), long_side = position(*way, frame)
     width, height = fit_size(row.width, row.height, round(long_side))
     return Placement(left=x - width / 2, top=y - height / 2, width=width, height=height)

@@ -1,137 +1,277 @@
 """The page for people in a corpus: what is in it, what was refused, and some samples to look at.
 
-One self-contained HTML file without scripts, so that it opens from a disk or a bucket alike.
+One self-contained HTML file without scripts, so that it opens from a disk or a bucket alike. All
+numbers come from the manifest and the shards' indexes; of the shards themselves only the members
+of the samples shown are read, by range. The page is at most ``MOST_BYTES`` long however large the
+corpus is, and the same for the same corpus.
 """
 
 from __future__ import annotations
 
-import base64
-import html
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from string import Template
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
-from infra import media, storage
+from infra import storage
 from infra.corpus import Corpus, Refused
+from synth import charts
+from synth.charts import text
+from synth.gallery import Gallery, draw_gallery
 
-_PER_CLASS = 2
-_MOST_SAMPLES = 72
-_OVERLAY = np.array([235, 64, 52], np.float32)
+MOST_BYTES = 8_000_000
+# What the tables below can take at most, with every text and list at its bound.
+_TABLE_BYTES = 1_600_000
+
+_MOST_CLASSES = 500
+_MOST_ROWS = 40
+_MOST_LABELS = 20
+_FIRST_SPLITS = ("train", "val", "test")
+
+_AREA = charts.Bins(
+    edges=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
+    labels=("0", "0.1", "0.2", "0.5", "1", "2", "5", "10", "20", "", "100"),
+    unit="%",
+)
+_LOUDNESS = charts.Bins(
+    edges=tuple(range(-60, 1, 3)),
+    labels=(*(f"{charts.MINUS}{-db}" if db % 12 == 0 else "" for db in range(-60, 0, 3)), "0"),
+    unit="dBFS",
+)
 
 
 def write_page(uri: str, manifest: dict[str, Any], refused: Sequence[Refused]) -> None:
-    """Write ``index.html`` for the corpus whose shards stand at ``uri``."""
+    """Write ``index.html`` for the corpus whose shards stand at ``uri``.
+
+    Of the manifest three entries may be absent: ``usage`` (objects, sounds and backgrounds by
+    source), ``held_out`` (clips that the contamination guard dropped, by source and the list that
+    names them) and ``unknown_labels`` (labels outside the taxonomy by source, with their counts).
+    """
     corpus = Corpus(storage.normalise(uri), manifest, sha256="")
-    title = f"Corpus: {manifest['kind'].replace('_', ' ')}"
-    body = "\n".join(
-        [
-            *(f"<p>{html.escape(note)}</p>" for note in manifest["notes"]),
-            _totals(manifest),
-            _classes(manifest),
-            _refusals(refused),
-            _licences(manifest),
-            _samples(corpus),
-        ]
+    splits = sorted(
+        corpus.splits,
+        key=lambda s: (_FIRST_SPLITS.index(s) if s in _FIRST_SPLITS else len(_FIRST_SPLITS), s),
     )
+    tables = {split: corpus.table(split) for split in splits}
+    gallery = draw_gallery(corpus, tables, MOST_BYTES - _TABLE_BYTES)
+    sections = [
+        ("Splits", _splits(manifest, tables)),
+        ("Classes", _classes(manifest, tables, gallery)),
+        ("Mask area", _mask_area(tables)),
+        ("Loudness", _loudness(tables)),
+        ("Sources and licences", _sources(manifest)),
+        ("Refused", _refusals(refused)),
+        ("Held out", _held_out(manifest)),
+        ("Labels outside the taxonomy", _unknown_labels(manifest)),
+        ("Samples", gallery.html),
+    ]
+    title = f"Corpus: {manifest['kind'].replace('_', ' ')}"
     template = Template(files("synth").joinpath("page.html").read_text("utf-8"))
-    page = template.substitute(title=html.escape(title), body=body)
+    page = template.substitute(
+        title=text(title),
+        facts=_facts(manifest),
+        notes="".join(f"<p>{text(note)}</p>" for note in manifest["notes"][:_MOST_ROWS]),
+        links="".join(f'<a href="#{_anchor(name)}">{name}</a>' for name, _ in sections),
+        body="\n".join(
+            f'<section id="{_anchor(name)}"><h2>{name}</h2>{body}</section>'
+            for name, body in sections
+        ),
+    )
     storage.write_bytes(storage.join(uri, "index.html"), page.encode())
 
 
-def _table(heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """Numbers to the right; a float is drawn as a bar of that share."""
-
-    def cell(value: Any) -> str:
-        if isinstance(value, float):
-            return f'<td class="bar"><i style="width:{value:.1%}"></i></td>'
-        kind = ' class="number"' if isinstance(value, int) else ""
-        text = f"{value:,}" if isinstance(value, int) else html.escape(str(value))
-        return f"<td{kind}>{text}</td>"
-
-    head = "".join(f"<th>{html.escape(name)}</th>" for name in heads)
-    lines = "".join(f"<tr>{''.join(map(cell, row))}</tr>" for row in rows)
-    return f"<table><tr>{head}</tr>{lines}</table>"
+def _anchor(name: str) -> str:
+    return name.lower().replace(" ", "-")
 
 
-def _totals(manifest: dict[str, Any]) -> str:
+def _bytes(count: int) -> str:
+    size, unit = float(count), "B"
+    for larger in ("kB", "MB", "GB", "TB"):
+        if size < 1000:
+            break
+        size, unit = size / 1000, larger
+    return f"{size:.3g} {unit}"
+
+
+def _facts(manifest: dict[str, Any]) -> str:
+    counts = manifest["splits"].values()
+    facts = {
+        "samples": text(sum(split["samples"] for split in counts)),
+        "classes": text(len({name for split in counts for name in split["classes"]})),
+        "shards": text(len(manifest["shards"])),
+        "size": _bytes(sum(split["bytes"] for split in counts)),
+        "refused": text(manifest["refused"]),
+        "seed": text(str(manifest["seed"])),
+        "recipe": f"<code>{text(manifest['recipe_sha256'][:12])}</code>",
+    }
+    return "".join(f"<div><dt>{name}</dt><dd>{value}</dd></div>" for name, value in facts.items())
+
+
+def _splits(manifest: dict[str, Any], tables: Mapping[str, pa.Table]) -> str:
+    shards = Counter(record["split"] for record in manifest["shards"])
     rows = [
-        (split, counts["samples"], len(counts["classes"]), counts["bytes"])
-        for split, counts in manifest["splits"].items()
+        (
+            split,
+            manifest["splits"][split]["samples"],
+            int(pc.sum(pc.equal(pc.list_value_length(index["classes"]), 0)).as_py() or 0),
+            int(pc.sum(index["frames"]).as_py() or 0),
+            len(manifest["splits"][split]["classes"]),
+            shards[split],
+            _bytes(manifest["splits"][split]["bytes"]),
+        )
+        for split, index in tables.items()
     ]
-    seed = f"<p>Seed {manifest['seed']}, recipe <code>{manifest['recipe_sha256'][:16]}</code>.</p>"
-    return "<h2>Splits</h2>" + _table(("split", "samples", "classes", "bytes"), rows) + seed
+    heads = ("split", "samples", "silent", "frames", "classes", "shards", "size")
+    return charts.table(heads, rows)
 
 
-def _classes(manifest: dict[str, Any]) -> str:
+def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: Gallery) -> str:
+    counts = [manifest["splits"][split]["classes"] for split in tables]
     total: Counter[str] = Counter()
-    for counts in manifest["splits"].values():
-        total.update(counts["classes"])
+    for classes in counts:
+        total.update(classes)
     if not total:
-        return ""
-    most = max(total.values())
-    rows = [(name, count, count / most) for name, count in total.most_common()]
-    return "<h2>Samples in which a class sounds</h2>" + _table(("class", "samples", ""), rows)
+        return "<p>Nothing sounds in this corpus.</p>"
+    names = sorted(total, key=lambda name: (-total[name], name))
+    rows = {name: [classes.get(name, 0) for classes in counts] for name in names[:_MOST_CLASSES]}
+    by_split = charts.table(
+        ("class", *tables, "all"), [(name, *row, total[name]) for name, row in rows.items()]
+    )
+    more = len(names) - len(rows)
+    return (
+        "<p>Samples in which a class sounds; where two sound, the sample counts for both.</p>"
+        + charts.legend(list(tables))
+        + charts.stacked_bars(rows, gallery.anchors)
+        + (f"<p>And {more:,} classes with fewer samples.</p>" if more else "")
+        + f"<details><summary>Numbers by split</summary>{by_split}</details>"
+    )
+
+
+def _column(tables: Mapping[str, pa.Table], name: str) -> dict[str, np.ndarray]:
+    """float64 ``[N]`` of each split in which the column is recorded, NaN where it is null."""
+    return {
+        split: index[name].cast(pa.float64()).to_numpy()
+        for split, index in tables.items()
+        if name in index.column_names and index[name].null_count < len(index)
+    }
+
+
+def _mask_area(tables: Mapping[str, pa.Table]) -> str:
+    areas = _column(tables, "mask_area")
+    if not areas:
+        return "<p>Not recorded.</p>"
+    empty = sum(int((areas_N == 0).sum()) for areas_N in areas.values())
+    return (
+        "<p>Share of the picture that is masked, in percent, where anything is. The height of a "
+        f"column is the share of the split. Empty masks: {text(empty)}.</p>"
+        + charts.histograms(_AREA, {split: 100 * a_N[a_N > 0] for split, a_N in areas.items()})
+    )
+
+
+def _loudness(tables: Mapping[str, pa.Table]) -> str:
+    levels = _column(tables, "loudness_db")
+    if not levels:
+        return "<p>Not recorded.</p>"
+    heard = {split: db_N[np.isfinite(db_N)] for split, db_N in levels.items()}
+    silent = sum(len(levels[split]) - len(heard[split]) for split in levels)
+    return (
+        "<p>Level of the sound in dB of full scale; what is below &minus;60 counts to the first "
+        f"column. Digital silence, without a level: {text(silent)}.</p>"
+        + charts.histograms(_LOUDNESS, heard)
+    )
+
+
+def _sources(manifest: dict[str, Any]) -> str:
+    usage: dict[str, dict[str, int]] = manifest.get("usage", {})
+    names = sorted({*manifest["sources"], *(name for used in usage.values() for name in used)})
+    rows = [
+        (
+            name,
+            *(used.get(name, "") for used in usage.values()),
+            manifest["sources"].get(name, "")[:12],
+        )
+        for name in names[:_MOST_ROWS]
+    ]
+    licences = manifest["licences"]
+    items = "".join(f"<li>{text(name or 'not stated')}</li>" for name in licences[:_MOST_ROWS])
+    if len(licences) > _MOST_ROWS:
+        items += f"<li>and {len(licences) - _MOST_ROWS:,} more</li>"
+    return (
+        charts.table(("source", *usage, "fingerprint"), rows)
+        + f'<h3>Licences of the media</h3><ul class="chips">{items}</ul>'
+    )
 
 
 def _refusals(refused: Sequence[Refused]) -> str:
-    by_kind = Counter(row.reason.split(":")[0] for row in refused)
-    examples = {row.reason.split(":")[0]: row for row in reversed(refused)}
+    if not refused:
+        return "<p>Nothing was refused.</p>"
+    by_kind: Counter[str] = Counter()
+    sources: dict[str, Counter[str]] = {}
+    examples: dict[str, Refused] = {}
+    for row in refused:
+        kind = row.reason.split(":")[0]
+        by_kind[kind] += 1
+        sources.setdefault(kind, Counter())[row.source] += 1
+        # The smallest, not the first: a rerun finds them in another order.
+        examples[kind] = min(examples.get(kind, row), row, key=lambda r: (r.id, r.reason))
+    kinds = sorted(by_kind, key=lambda kind: (-by_kind[kind], kind))
     rows = [
-        (kind, count, f"{examples[kind].id} ({examples[kind].reason})")
-        for kind, count in by_kind.most_common()
+        (
+            kind,
+            by_kind[kind],
+            ", ".join(
+                f"{source}\u00a0{count:,}"
+                for source, count in sorted(sources[kind].items(), key=lambda s: (-s[1], s[0]))[:5]
+            ),
+            examples[kind].id,
+            examples[kind].reason,
+        )
+        for kind in kinds[:_MOST_ROWS]
     ]
-    if not rows:
-        return "<h2>Refused</h2><p>Nothing was refused.</p>"
-    return "<h2>Refused</h2>" + _table(("reason", "inputs", "for example"), rows)
-
-
-def _licences(manifest: dict[str, Any]) -> str:
-    items = "".join(
-        f"<li>{html.escape(name or 'not stated')}</li>" for name in manifest["licences"]
-    )
-    return f"<h2>Licences of the media</h2><ul>{items}</ul>"
-
-
-def _samples(corpus: Corpus) -> str:
-    figures: list[str] = []
-    for split in corpus.splits:
-        shown: Counter[str] = Counter()
-        for row, record in enumerate(corpus.table(split).select(["classes"]).to_pylist()):
-            name = "+".join(record["classes"]) or "silence"
-            if shown[name] >= _PER_CLASS or len(figures) >= _MOST_SAMPLES:
-                continue
-            shown[name] += 1
-            figures.append(_figure(corpus, split, row, name))
-    return f'<h2>Samples</h2><div class="samples">{"".join(figures)}</div>'
-
-
-def _figure(corpus: Corpus, split: str, row: int, name: str) -> str:
-    sample = corpus.read(split, row)
-    frame_name = next(n for n in sorted(sample.members) if n.startswith("frame"))
-    frame = sample.members[frame_name]
-    pictures = [_img(frame, frame_name.rsplit(".", 1)[-1], "picture")]
-    mask = sample.members.get("mask0.png")
-    if mask is not None:
-        image_HW3 = media.decode_image(frame)[..., :3].astype(np.float32)
-        mask_HW = media.decode_mask(mask)
-        image_HW3[mask_HW] = 0.45 * image_HW3[mask_HW] + 0.55 * _OVERLAY
-        overlay = media.encode_jpeg(image_HW3.astype(np.uint8), quality=85)
-        pictures.append(_img(overlay, "jpg", "with its mask"))
-    sound_name = next(n for n in sorted(sample.members) if n.startswith("audio"))
-    sound = base64.b64encode(sample.members[sound_name]).decode()
-    player = f'<audio controls preload="none" src="data:audio/{sound_name[6:]};base64,{sound}">'
-    caption = f"{html.escape(name)}<br><code>{html.escape(split)} {sample.key}</code>"
-    return (
-        f'<figure><div class="pictures">{"".join(pictures)}</div>{player}</audio>'
-        f"<figcaption>{caption}</figcaption></figure>"
+    more = sum(by_kind[kind] for kind in kinds[_MOST_ROWS:])
+    return charts.table(("reason", "inputs", "from", "for example", "because"), rows) + (
+        f"<p>And {more:,} for other reasons.</p>" if more else ""
     )
 
 
-def _img(data: bytes, kind: str, alt: str) -> str:
-    mime = "jpeg" if kind == "jpg" else kind
-    coded = base64.b64encode(data).decode()
-    return f'<img alt="{alt}" loading="lazy" src="data:image/{mime};base64,{coded}">'
+def _held_out(manifest: dict[str, Any]) -> str:
+    """What the contamination guard dropped."""
+    dropped: dict[str, dict[str, int]] | None = manifest.get("held_out")
+    about = "<p>Clips cut from videos that an evaluation is made of are dropped.</p>"
+    if dropped is None:
+        return about + "<p>Not recorded for this corpus.</p>"
+    if not dropped:
+        return about + "<p>No clip was dropped: no sound here comes from a known video.</p>"
+    lists = sorted({name for counts in dropped.values() for name in counts})
+    rows = [
+        (source, *(counts.get(name, 0) for name in lists), sum(counts.values()))
+        for source, counts in sorted(dropped.items())[:_MOST_ROWS]
+    ]
+    total = sum(sum(counts.values()) for counts in dropped.values())
+    said = f"{total:,} clips were dropped." if total else "No clip was dropped: none is in a list."
+    heads = ("source", *(name.replace("_", " ") for name in lists), "all")
+    return f"{about}<p>{said}</p>" + charts.table(heads, rows)
+
+
+def _unknown_labels(manifest: dict[str, Any]) -> str:
+    unknown: dict[str, dict[str, int]] | None = manifest.get("unknown_labels")
+    if unknown is None:
+        return "<p>Not recorded for this corpus.</p>"
+    if not any(unknown.values()):
+        return "<p>None: every label has a class.</p>"
+    shown = []
+    for source, labels in sorted(unknown.items())[:_MOST_ROWS]:
+        if not labels:
+            continue
+        most = sorted(labels, key=lambda label: (-labels[label], label))[:_MOST_LABELS]
+        items = "".join(f"<li>{text(label)} <b>{text(labels[label])}</b></li>" for label in most)
+        more = len(labels) - len(most)
+        items += f"<li>and {more:,} more</li>" if more else ""
+        total = f"{len(labels):,} labels, {sum(labels.values()):,} inputs"
+        shown.append(f'<h3>{text(source)}: {total}</h3><ul class="chips">{items}</ul>')
+    return "".join(shown)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra import corpus, storage
@@ -23,14 +23,19 @@ def publish(
     licences: Sequence[str],
     refused: Sequence[Refused],
     notes: Sequence[str],
+    about: Mapping[str, Any] | None = None,
+    before_commit: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
     """Commit the shards at ``uri`` as a corpus and return the job's summary.
 
     Args:
         refused: what was refused before any shard was written.
         kind, seed, recipe, sources, licences, notes: as ``corpus.build_manifest`` takes them.
+        about: more that the manifest says of the corpus.
+        before_commit: called before the manifest is written; raises when it must not be.
     """
-    refused = [*refused, *written.refused]
+    # One file that many samples would have used is refused once.
+    refused = sorted({*refused, *written.refused}, key=lambda row: (row.id, row.source, row.reason))
     manifest = corpus.build_manifest(
         kind=kind,
         seed=seed,
@@ -41,8 +46,10 @@ def publish(
         refused=refused,
         notes=notes,
     )
+    manifest.update(about or {})
     corpus.write_refused(uri, refused)
     write_page(uri, manifest, refused)
+    before_commit()
     corpus.commit(uri, manifest)
     committed = Corpus.open(uri)
     return {
@@ -57,4 +64,9 @@ def publish(
         "refused": len(refused),
         "refused_by_reason": dict(Counter(row.reason.split(":")[0] for row in refused)),
         "seconds": round(written.seconds, 2),
+        "bytes_made": written.bytes,
+        "samples_made": written.samples,
+        "samples_per_second": round(written.samples / max(written.seconds, 1e-9), 1),
+        "retries": written.retries,
+        "stage_seconds": {name: round(spent, 2) for name, spent in written.timings.items()},
     }

@@ -1,121 +1,167 @@
-"""Carrying a sample's plan out: one spec -> the bytes of its members.
+"""Carrying a sample's plan out: one spec -> the bytes of its members. Nothing is drawn here.
 
-Nothing is drawn here. Assets are decoded once per process and kept, since a scene uses few of
-many and the same ones come again.
+Shapes: H, W height and width in pixels; N samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from functools import lru_cache
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
-from infra import media, storage
+from infra import masks, media, stopwatch
 from infra.corpus import Sample
+from synth.assets import (
+    load_background,
+    load_cutout,
+    load_sound,
+    mask_of,
+    read_loudest,
+    read_photograph,
+)
 from synth.compose import apply_light, compose, crop_background
-from synth.plan import SampleSpec
-from synth.soundtrack import mix, prepare, samples_of, stretch
-
-_MAX_ASSET_BYTES = 64 << 20
-
-
-@lru_cache(maxsize=512)
-def load_cutout(uri: str) -> np.ndarray:
-    """An object's picture, uint8 ``[H, W, 4]``."""
-    with _named(uri):
-        image = media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
-        if image.shape[2] != 4:
-            raise ValueError("a cut-out needs an alpha channel and this has none")
-        return image
+from synth.plan import CompositeSpec, NaturalSpec, SampleSpec
+from synth.plan_sound import PlacedSound
+from synth.soundtrack import loudness_db, mix, samples_of, stretch
 
 
-@lru_cache(maxsize=64)
-def load_background(uri: str) -> np.ndarray:
-    """A background's picture, uint8 ``[H, W, 3]``."""
-    with _named(uri):
-        return media.decode_image(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))[..., :3]
+class TooLittleVisible(ValueError):
+    """Less of an object is visible than the recipe asks for."""
 
 
-@lru_cache(maxsize=512)
-def load_sound(uri: str) -> np.ndarray:
-    """A clip at 16 kHz without its silent ends, at the reference loudness, float32 ``[N]``."""
-    with _named(uri):
-        wave_N, rate = media.decode_audio(storage.read_bytes(uri, limit=_MAX_ASSET_BYTES))
-        return prepare(media.resample(wave_N, rate))
+def render(
+    spec: SampleSpec, roots: Mapping[str, str], *, kind: str, min_mask_area: float = 0.0
+) -> Sample:
+    """Make a sample.
 
+    Args:
+        roots: the folders that the catalog's URIs start from.
+        min_mask_area: smallest share of the picture that must be visible of each object that has
+            a class.
 
-@contextmanager
-def _named(uri: str) -> Iterator[None]:
-    """Say which file it is that cannot be used."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{uri} cannot be used: {error}") from None
-
-
-def render(spec: SampleSpec, media_uri: str, *, kind: str) -> Sample:
-    """Make a sample; ``media_uri`` is the folder that the catalog's URIs are relative to."""
-    image_HW3, objects, mask_HW = _render_picture(spec, media_uri)
-    sound_N = _render_sound(spec, media_uri)
+    Raises:
+        TooLittleVisible: less of one is.
+        synth.assets.Unusable: a file is not what the catalog saw, or gone.
+    """
+    picture = _natural_picture if isinstance(spec, NaturalSpec) else _composite_picture
+    image_HW3, objects, mask_HW = picture(spec, roots, min_mask_area)
+    sound_N = _sound(spec, roots)
+    on_screen = [sound for sound in spec.sounds if sound.on_screen]
     meta: dict[str, Any] = {
         "key": spec.key,
         "kind": kind,
         "split": spec.split,
         "scene": spec.scene,
-        "classes": sorted(sound.class_name for sound in spec.sounds),
+        "classes": sorted(sound.class_name for sound in on_screen),
+        "off_screen": sorted(s.class_name for s in spec.sounds if not s.on_screen),
         "frames": 1,
         "objects": [objects],
-        "background": spec.background.id,
+        "background": (
+            spec.photograph.uri if isinstance(spec, NaturalSpec) else spec.background.id
+        ),
         "sound": [sound.id for sound in spec.sounds],
         "audio_seconds": spec.seconds,
+        "mask_area": round(float(mask_HW.mean()), 6),
+        "loudness_db": round(loudness_db(sound_N), 3),
     }
-    members = {
-        "frame0.jpg": media.encode_jpeg(image_HW3, quality=spec.jpeg_quality),
-        "mask0.png": media.encode_png(mask_HW),
-        "audio.flac": media.encode_flac(sound_N),
-    }
+    with stopwatch.time("encode"):
+        members = {
+            "frame0.jpg": media.encode_jpeg(image_HW3, quality=spec.jpeg_quality),
+            "mask0.png": media.encode_png(mask_HW),
+            "audio.flac": media.encode_flac(sound_N),
+        }
     return Sample(key=spec.key, members=members, meta=meta)
 
 
-def _render_picture(
-    spec: SampleSpec, media_uri: str
-) -> tuple[np.ndarray, list[dict[str, Any]], np.ndarray]:
-    """The picture, its objects with what is visible of each, and the mask of what sounds."""
+Picture = tuple[np.ndarray, list[dict[str, Any]], np.ndarray]
+"""The picture, what is visible of each object, and the mask of what sounds."""
+
+
+def _composite_picture(
+    spec: CompositeSpec, roots: Mapping[str, str], min_mask_area: float
+) -> Picture:
     x, y, zoom = spec.background_crop
     size = (spec.image_size, spec.image_size)
-    ground = load_background(storage.join(media_uri, spec.background.uri))
-    background_HW3 = crop_background(ground, x=x, y=y, zoom=zoom, size=size)
-    if spec.background_flip:
-        background_HW3 = background_HW3[:, ::-1]
-    lit_HW3 = apply_light(background_HW3, spec.background_light)
-    layers = [
-        (load_cutout(storage.join(media_uri, placed.uri)), placed.placement)
-        for placed in spec.objects
-    ]
-    image_HW3, visible = compose(lit_HW3, layers)
+    ground = load_background(spec.background, roots)
+    cutouts = [load_cutout(placed.asset, roots) for placed in spec.objects]
+    with stopwatch.time("compose"):
+        background_HW3 = crop_background(ground, x=x, y=y, zoom=zoom, size=size)
+        if spec.background_flip:
+            background_HW3 = background_HW3[:, ::-1]
+        lit_HW3 = apply_light(background_HW3, spec.background_light)
+        layers = [(c, p.placement) for c, p in zip(cutouts, spec.objects, strict=True)]
+        image_HW3, visible = compose(lit_HW3, layers)
+        shown = [
+            (placed.class_name, placed.id, placed.sounding, seen_HW)
+            for placed, seen_HW in zip(spec.objects, visible, strict=True)
+        ]
+        return image_HW3, *_marks(shown, size, min_mask_area)
+
+
+def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str], min_mask_area: float) -> Picture:
+    size = (spec.image_size, spec.image_size)
+    photograph_HW3 = read_photograph(spec.photograph, roots)
+    with stopwatch.time("compose"):
+        image_HW3 = _cropped(photograph_HW3, spec)
+        if spec.flip:
+            image_HW3 = image_HW3[:, ::-1]
+        image_HW3 = np.rint(apply_light(image_HW3, spec.light)).astype(np.uint8)
+        shown = []
+        for marked in spec.objects:
+            seen_HW = _cropped(mask_of(marked.asset).astype(np.uint8) * 255, spec) >= 128
+            if spec.flip:
+                seen_HW = seen_HW[:, ::-1]
+            shown.append((marked.asset.class_name, marked.asset.id, marked.sounding, seen_HW))
+        return image_HW3, *_marks(shown, size, min_mask_area)
+
+
+def _cropped(picture: np.ndarray, spec: NaturalSpec) -> np.ndarray:
+    """The part of a photograph, or of a mask of it, that is shown, as a square."""
+    side = (spec.image_size, spec.image_size)
+    image = Image.fromarray(picture).resize(side, Image.Resampling.BILINEAR, box=spec.crop)
+    return np.asarray(image)
+
+
+def _marks(
+    shown: list[tuple[str, str, bool, np.ndarray]], size: tuple[int, int], min_mask_area: float
+) -> tuple[list[dict[str, Any]], np.ndarray]:
     mask_HW = np.zeros(size, bool)
+    seen: dict[str, np.ndarray] = {}
     objects = []
-    for placed, seen_HW in zip(spec.objects, visible, strict=True):
-        if placed.sounding:
-            mask_HW |= seen_HW
+    for class_name, asset, sounding, visible_HW in shown:
+        if sounding:
+            mask_HW |= visible_HW
+        if class_name:
+            seen[class_name] = seen.get(class_name, False) | visible_HW
         objects.append(
             {
-                "class": placed.class_name,
-                "asset": placed.id,
-                "sounding": placed.sounding,
-                "visible": media.encode_mask_rle(seen_HW),
+                "class": class_name,
+                "asset": asset,
+                "sounding": sounding,
+                "visible": masks.encode_mask_rle(visible_HW),
             }
         )
-    return image_HW3, objects, mask_HW
+    for class_name, seen_HW in seen.items():
+        if seen_HW.mean() < min_mask_area:
+            raise TooLittleVisible(
+                f"mask: {seen_HW.mean():.4f} of the picture shows {class_name}, less than "
+                f"min_mask_area {min_mask_area}"
+            )
+    return objects, mask_HW
 
 
-def _render_sound(spec: SampleSpec, media_uri: str) -> np.ndarray:
+def _sound(spec: SampleSpec, roots: Mapping[str, str]) -> np.ndarray:
     samples = samples_of(spec.seconds)
-    tracks = []
-    for sound in spec.sounds:
-        wave_N = load_sound(storage.join(media_uri, sound.uri))
-        tracks.append((stretch(wave_N, samples, start=sound.start), sound.gain_db))
-    return mix(tracks, samples, noise_db=spec.noise_db, seed=spec.noise_seed)
+    tracks = [(_track(sound, spec, roots), sound.gain_db) for sound in spec.sounds]
+    with stopwatch.time("compose"):
+        return mix(tracks, samples, noise_db=spec.noise_db, seed=spec.noise_seed)
+
+
+def _track(sound: PlacedSound, spec: SampleSpec, roots: Mapping[str, str]) -> np.ndarray:
+    samples = samples_of(spec.seconds)
+    if spec.stretch == "loudest" and sound.asset.seconds > spec.seconds:
+        wave_N = read_loudest(sound.asset, roots, seconds=spec.seconds, start=sound.start)
+        return stretch(wave_N, samples, start=0.0)
+    return stretch(load_sound(sound.asset, roots), samples, start=sound.start)

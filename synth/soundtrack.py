@@ -10,6 +10,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from infra.media import SAMPLE_RATE
+from synth.tables import Clip
 
 # Clips come at every loudness; they are brought to this RMS before a drawn gain is applied.
 REFERENCE_RMS = 0.1
@@ -26,9 +27,40 @@ def prepare(wave_N: np.ndarray) -> np.ndarray:
     if peak < 1e-4:
         raise ValueError("the sound is silent throughout")
     loud = np.flatnonzero(np.abs(wave_N) > _SILENCE_BELOW * peak)
-    kept = wave_N[loud[0] : loud[-1] + 1]
-    rms = float(np.sqrt(np.mean(np.square(kept, dtype=np.float64))))
-    return (kept * (REFERENCE_RMS / rms)).astype(np.float32)
+    return level(wave_N[loud[0] : loud[-1] + 1])
+
+
+def level(wave_N: np.ndarray) -> np.ndarray:
+    """The sound at the reference loudness, float32; digital silence stays silent."""
+    rms = float(np.sqrt(np.mean(np.square(wave_N, dtype=np.float64))))
+    return (wave_N * (REFERENCE_RMS / rms)).astype(np.float32) if rms else wave_N
+
+
+def loudest_second(wave_N: np.ndarray, rate: int) -> float:
+    """Where the second with the most energy begins, in seconds to a tenth; 0 in a shorter sound."""
+    hop = max(1, rate // 10)
+    blocks = np.square(wave_N[: wave_N.size // hop * hop], dtype=np.float64).reshape(-1, hop)
+    if len(blocks) <= 10:
+        return 0.0
+    total = np.concatenate([[0.0], np.cumsum(blocks.sum(1))])
+    return int(np.argmax(total[10:] - total[:-10])) * hop / rate
+
+
+def window(clip: Clip, seconds: float, start: float) -> float:
+    """Where a stretch of ``seconds`` begins that holds the clip's loudest second.
+
+    Args:
+        start: which of the possible ones, 0 the earliest to 1 the latest.
+    """
+    first = max(0.0, clip.loudest + 1.0 - seconds)
+    last = min(clip.loudest, clip.seconds - seconds)
+    return max(0.0, min(first, last) + start * abs(last - first))
+
+
+def loudness_db(wave_N: np.ndarray) -> float:
+    """RMS in dB of full scale, -120 at the least."""
+    rms = float(np.sqrt(np.mean(np.square(wave_N, dtype=np.float64))))
+    return 20.0 * float(np.log10(max(rms, 1e-6)))
 
 
 def stretch(wave_N: np.ndarray, samples: int, *, start: float) -> np.ndarray:

@@ -1,24 +1,24 @@
-"""The row types of every table, and how tables are stored (Parquet, equal rows in equal bytes).
+"""The row types of every table.
 
-An ``id`` is unique in its catalog. A ``uri`` is the path of the file below the catalog's media
-folder. ``sha256`` is of the *decoded* pixels or samples, so that two files with the same content
-have the same one. ``source`` is the package or collection, ``author`` and ``origin`` (a page or the
-name of the original) stand where the source tells them.
+An ``id`` is unique in its catalog. A ``uri`` is ``root:path``, the path being below the folder that
+the catalog knows as ``root``, or just a path where that is the media folder. ``sha256`` is of the
+*decoded* content, so that two files with the same content have the same one, and ``file_sha256`` of
+the file as it lies there, by which a later change is noticed. ``source`` is the package or
+collection, ``author`` and ``origin`` (a page or the name of the original) stand where the source
+tells them.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import io
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeVar, get_type_hints
-
-import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra import storage
 from infra.corpus import Refused as Refused
+
+MEDIA = "media"
+"""The root of Debian's media and of a person's own: their URIs are plain paths."""
 
 ROLES = ("object", "annotated", "sound", "background", "silent", "photo")
 
@@ -52,7 +52,7 @@ class Candidate:
     """The package or collection."""
     path: str
     """Of the file, below the folder of its source."""
-    root: str = "media"
+    root: str = MEDIA
     """The name under which the catalog knows that folder."""
     class_name: str = ""
     licence: str = ""
@@ -68,6 +68,11 @@ class Candidate:
     refusal: str = ""
     """The reason where the source itself knows that it must not be used."""
 
+    @property
+    def uri(self) -> str:
+        """The path with its root, see above."""
+        return self.path if self.root == MEDIA else f"{self.root}:{self.path}"
+
     def refused(self, reason: str) -> Candidate:
         """The same candidate with a reason why it must not be used."""
         return dataclasses.replace(self, refusal=reason)
@@ -75,39 +80,44 @@ class Candidate:
 
 @dataclass(frozen=True, kw_only=True)
 class Object:
-    """A photographic cut-out (RGBA) of something that sounds.
+    """Something in a picture: a photographic cut-out (RGBA), or what a mask marks in a photograph.
 
-    ``mask_fraction``: share of the pixels whose alpha is at least 128 of 255.
+    Pixels are those of the picture as it is stored. Silent things, which scenes have as
+    distractors, are rows of the same type in a table of their own.
     """
 
     id: str
     class_name: str
     uri: str
+    """Of the picture."""
     source: str
     licence: str
     author: str
     origin: str
     width: int
     height: int
+    left: int
+    top: int
+    right: int
+    bottom: int
+    """The mask's bounding box; right and bottom are the first pixels outside."""
     mask_fraction: float
+    """Share of the picture's pixels that the mask covers."""
+    mask: str
+    """COCO's compressed run lengths; "" where the picture's alpha is the mask."""
+    crowd: bool
+    """Whether it is several objects that nobody told apart."""
+    absent: str
+    """Classes that the source states are not in the picture, with ``|`` between them."""
+    picture: str
+    """sha256 of the decoded picture: what is in one photograph has the same."""
     sha256: str
+    file_sha256: str
 
-
-@dataclass(frozen=True, kw_only=True)
-class SilentObject:
-    """A photographic cut-out (RGBA) of something that has no sound here: a distractor."""
-
-    id: str
-    class_name: str
-    uri: str
-    source: str
-    licence: str
-    author: str
-    origin: str
-    width: int
-    height: int
-    mask_fraction: float
-    sha256: str
+    @property
+    def natural(self) -> bool:
+        """Whether it stands in a photograph of its own."""
+        return bool(self.mask)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,11 +131,16 @@ class Clip:
     licence: str
     author: str
     origin: str
+    video: str
+    """The YouTube id of the video it was cut from; "" where it is none."""
     seconds: float
+    loudest: float
+    """Where its loudest second begins, in seconds."""
     rate: int
     rms: float
     peak: float
     sha256: str
+    file_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -142,6 +157,7 @@ class Background:
     width: int
     height: int
     sha256: str
+    file_sha256: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,54 +174,16 @@ class Photo:
     width: int
     height: int
     sha256: str
+    file_sha256: str
 
 
-class _Row(Protocol):
-    __dataclass_fields__: dict[str, Any]
-
-    @property
-    def id(self) -> str: ...
-
-
-Row = TypeVar("Row", bound=_Row)
-
-_ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
-
-
-def schema(row_type: type[_Row]) -> pa.Schema:
-    """The Arrow schema of a row type; no column is nullable."""
-    kinds = get_type_hints(row_type)
-    return pa.schema(
-        [
-            pa.field(field.name, _ARROW_TYPES[kinds[field.name]], nullable=False)
-            for field in dataclasses.fields(row_type)  # type: ignore[arg-type]
-        ]
-    )
-
-
-def write_table(uri: str, row_type: type[Row], rows: Sequence[Row]) -> None:
-    """Write rows as one Parquet file, sorted by id."""
-    ordered = sorted(rows, key=lambda row: row.id)
-    table = pa.Table.from_pylist([vars(row) for row in ordered], schema=schema(row_type))
-    buffer = io.BytesIO()
-    pq.write_table(table, buffer, compression="zstd", version="2.6")
-    storage.write_bytes(uri, buffer.getvalue())
-
-
-def read_table(uri: str, row_type: type[Row]) -> list[Row]:
-    """The rows of a file that ``write_table`` wrote.
+def locate(roots: Mapping[str, str], uri: str) -> str:
+    """Where the file of a row's ``uri`` lies, given the folder of every root.
 
     Raises:
-        FileNotFoundError: there is none.
-        ValueError: not Parquet, or with other columns than ``row_type``.
+        ValueError: the path leads out of its folder.
     """
-    try:
-        table = pq.read_table(io.BytesIO(storage.read_bytes(uri)))
-    except pa.ArrowInvalid as error:
-        raise ValueError(f"{uri} is no table: {error}") from None
-    if not table.schema.equals(schema(row_type)):
-        raise ValueError(
-            f"{uri} has the columns {table.schema.names}, not those of {row_type.__name__}: "
-            "make it again with this version"
-        )
-    return [row_type(**row) for row in table.to_pylist()]
+    root, colon, path = uri.partition(":")
+    if colon and root in roots:
+        return storage.join(roots[root], path)
+    return storage.join(roots[MEDIA], uri)

@@ -15,6 +15,7 @@ import numpy as np
 
 from infra import media
 from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from infra.masks import encode_mask_rle
 
 SAMPLES = {"train": 24, "val": 8, "test": 8}
 
@@ -118,7 +119,7 @@ def _samples(
                         "class": names[number],
                         "asset": f"square-{names[number]}",
                         "sounding": sounds,
-                        "visible": media.encode_mask_rle(visible_HW),
+                        "visible": encode_mask_rle(visible_HW),
                     }
                 )
             objects.append(shown)

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from infra import media
 from infra.corpus import Corpus
+from infra.masks import decode_mask_rle
 from model import SAVE
 from training.data import clip_log_mel, load_clip, load_sound
 
@@ -177,7 +177,7 @@ def with_class(things: Iterable[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def visible_masks(things: Iterable[dict[str, Any]]) -> list[np.ndarray]:
-    return [media.decode_mask_rle(thing["visible"]) for thing in things]
+    return [decode_mask_rle(thing["visible"]) for thing in things]
 
 
 def certain_logits(mask_THW: np.ndarray) -> Tensor:

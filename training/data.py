@@ -31,6 +31,7 @@ from torch import Tensor
 
 from infra import media
 from infra.corpus import Corpus, Sample
+from infra.masks import decode_mask_rle
 from model import log_mel_examples
 
 EXAMPLE_SAMPLES = 15_600
@@ -307,7 +308,7 @@ class FrameSamples:
             index = self._class_index.get(thing["class"])
             if index is None:
                 continue
-            visible_HW = media.decode_mask_rle(thing["visible"])
+            visible_HW = decode_mask_rle(thing["visible"])
             rows, columns = (
                 ((np.arange(grid) + 0.5) * side / grid).astype(int) for side in visible_HW.shape
             )

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import json
+import os
+import subprocess
+import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -9,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from infra import storage
+from infra import config, storage
 from infra.corpus import Corpus
 from pipelines import shard_avsbench
 from pipelines.catalog import MediaConfig, look_at_media
@@ -17,7 +21,9 @@ from pipelines.synthesize import SynthesizeConfig, run
 from synth.miniature import Counts, MiniatureConfig, write_miniature
 from synth.plan import split_assets
 from synth.recipe import Recipe, Samples
-from tests.integration.conftest import ObjectStore
+from tests.integration.conftest import ROOT, ObjectStore
+from tests.integration.fault_proxy import fault_proxy
+from tests.integration.servers import uploads_under_way
 from tests.made_media import write_made_media
 from training.checkpoint import load_model
 from training.recipe import ModelConfig, TrainConfig
@@ -149,6 +155,38 @@ def test_wrong_keys_are_one_sentence(
                 storage.write_bytes(f"{seaweedfs.uri}/x", b"1")
     finally:
         s3fs.S3FileSystem.clear_instance_cache()
+
+
+def test_a_corpus_made_on_a_stumbling_store_is_the_one_on_disk(
+    on_disk: dict[str, Any], media: str, seaweedfs: ObjectStore
+) -> None:
+    uri = f"{seaweedfs.uri}/stumbling/corpus"
+    values = config.to_dict(RECIPE)
+    flags = [f"--corpus.{name}={json.dumps(value)}" for name, value in values.items()]
+    script = str(ROOT / "pipelines" / "synthesize.py")
+    # A Ray of its own: the workers have to go through the proxy too.
+    with fault_proxy(seaweedfs.endpoint, seed=0, rate=0.2, pause=0.5) as proxy:
+        kept = {n: v for n, v in os.environ.items() if n not in ("RAY_ADDRESS", "SAVE_TRACEBACK")}
+        ended = subprocess.run(
+            [sys.executable, script, f"--uri={uri}", f"--media.folder={media}", *flags],
+            env={**kept, "PYTHONPATH": str(ROOT), "AWS_ENDPOINT_URL": proxy.endpoint},
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+    assert ended.returncode == 0, ended.stderr
+    assert proxy.faults.total() >= 5, proxy
+    there = json.loads(ended.stdout.splitlines()[-1])
+    assert there["manifest_sha256"] == on_disk["manifest_sha256"]
+    names = storage.list_sizes(on_disk["uri"])
+    assert storage.list_sizes(uri) == names
+    for name in names:
+        if not name.startswith("catalog/"):
+            assert storage.read_bytes(f"{uri}/{name}") == storage.read_bytes(
+                f"{on_disk['uri']}/{name}"
+            )
+    assert uploads_under_way(seaweedfs) == []
 
 
 def test_miniature_sharding_and_training_live_on_s3(

@@ -12,8 +12,10 @@ import pytest
 
 from infra import media, storage
 from synth import sources
-from synth.catalog import MARKER, Catalog, assemble, build_catalog, inspect
-from synth.tables import Candidate, Clip, Object, Refused, read_table
+from synth.catalog import MARKER, Catalog, assemble, build_catalog
+from synth.inspection import inspect
+from synth.rows import Rows
+from synth.tables import Candidate, Clip, Object, Refused
 
 
 def cut_out(seed: int = 0, *, size: int = 40, hidden: int = 0) -> bytes:
@@ -41,8 +43,18 @@ def candidate(role: str = "object", **more: str) -> Candidate:
     return Candidate(role=role, **values)
 
 
+def look(made: Candidate, data: bytes) -> object:
+    """The one row that a file gives."""
+
+    def no_mask(path: str) -> bytes:
+        raise AssertionError(path)
+
+    (row,) = inspect(made, data, no_mask)
+    return row
+
+
 def refusal(made: Candidate, data: bytes) -> str:
-    row = inspect(made, data)
+    row = look(made, data)
     assert isinstance(row, Refused), row
     assert (row.id, row.source) == (made.path, made.source)
     return row.reason
@@ -77,7 +89,7 @@ def own_media(tmp_path: Path) -> str:
 
 
 def test_a_cut_out_is_measured() -> None:
-    row = inspect(candidate(licence="CC0-1.0", author="A"), cut_out())
+    row = look(candidate(licence="CC0-1.0", author="A"), cut_out())
     assert isinstance(row, Object)
     assert (row.width, row.height, row.class_name) == (40, 40, "dog")
     assert (row.licence, row.author) == ("CC0-1.0", "A")
@@ -86,7 +98,7 @@ def test_a_cut_out_is_measured() -> None:
 
 def test_a_sound_is_measured() -> None:
     wave_N = noise(seconds=1.5)
-    row = inspect(candidate("sound"), media.encode_wav(wave_N))
+    row = look(candidate("sound"), media.encode_wav(wave_N))
     assert isinstance(row, Clip)
     assert (row.seconds, row.rate) == (1.5, 16_000)
     assert row.rms == pytest.approx(0.3 / np.sqrt(3), rel=0.02)
@@ -205,7 +217,7 @@ def test_an_unfinished_or_changed_catalog_is_not_read(own_media: str, tmp_path: 
     catalog = build_catalog(own_media, list(sources.candidates(own_media)))
     uri = str(tmp_path / "catalog")
     catalog.write(uri)
-    fewer = dataclasses.replace(catalog, silent=[])
+    fewer = dataclasses.replace(catalog, silent=catalog.silent[:0])
     fewer.write(str(tmp_path / "fewer"))
     (tmp_path / "fewer" / "silent.parquet").replace(tmp_path / "catalog" / "silent.parquet")
     with pytest.raises(ValueError, match="not those it was closed with"):
@@ -221,10 +233,10 @@ def test_an_unfinished_or_changed_catalog_is_not_read(own_media: str, tmp_path: 
 def test_a_table_of_other_rows_is_not_read(own_media: str, tmp_path: Path) -> None:
     build_catalog(own_media, list(sources.candidates(own_media))).write(str(tmp_path / "c"))
     with pytest.raises(ValueError, match="not those of Clip"):
-        read_table(str(tmp_path / "c" / "objects.parquet"), Clip)
+        Rows.read(str(tmp_path / "c" / "objects.parquet"), Clip)
     (tmp_path / "c" / "clips.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="is no table"):
-        read_table(str(tmp_path / "c" / "clips.parquet"), Clip)
+        Rows.read(str(tmp_path / "c" / "clips.parquet"), Clip)
 
 
 def test_an_empty_folder_is_one_clear_sentence(tmp_path: Path) -> None:
@@ -233,17 +245,19 @@ def test_an_empty_folder_is_one_clear_sentence(tmp_path: Path) -> None:
             list(sources.candidates(str(folder)))
 
 
-def test_media_that_cannot_make_a_scene_are_one_clear_sentence(tmp_path: Path) -> None:
-    bark = inspect(candidate("sound", path="bark.wav"), media.encode_wav(noise()))
-    rex = inspect(candidate("object", path="rex.png"), cut_out())
-    tom = inspect(candidate("object", path="tom.png", class_name="cat"), cut_out(3))
-    field = inspect(candidate("background", path="field.png"), photo())
-    blank = inspect(candidate("sound", path="blank.wav"), b"")
-    with pytest.raises(ValueError, match="no usable cut-out"):
-        assemble("folder", [bark, field])
+def test_media_that_cannot_make_a_scene_are_one_clear_sentence() -> None:
+    bark = look(candidate("sound", path="bark.wav"), media.encode_wav(noise()))
+    rex = look(candidate("object", path="rex.png"), cut_out())
+    tom = look(candidate("object", path="tom.png", class_name="cat"), cut_out(3))
+    blank = look(candidate("sound", path="blank.wav"), b"")
+    roots = {"media": "folder"}
+
+    def rows(*some: object) -> list[Rows]:
+        return [Rows.of(type(row), [row]) for row in some]
+
+    with pytest.raises(ValueError, match="folder holds no usable object; none was offered"):
+        assemble(roots, {"clips": rows(bark)})
     with pytest.raises(ValueError, match=r"no usable sound; 1 files were refused.*blank\.wav"):
-        assemble("folder", [rex, field, blank])
-    with pytest.raises(ValueError, match="no usable background"):
-        assemble("folder", [rex, bark])
-    with pytest.raises(ValueError, match="no class in folder has both"):
-        assemble("folder", [tom, bark, field])
+        assemble(roots, {"objects": rows(rex), "refused": rows(blank)})
+    with pytest.raises(ValueError, match="no class in folder has both an object and a sound"):
+        assemble(roots, {"objects": rows(tom), "clips": rows(bark)})

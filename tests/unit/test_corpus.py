@@ -5,14 +5,15 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
-from collections.abc import Iterator
-from dataclasses import asdict
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import webdataset
 
+from infra import storage
 from infra.corpus import (
     Corpus,
     Refused,
@@ -20,7 +21,7 @@ from infra.corpus import (
     build_manifest,
     check_free,
     commit,
-    committed_shard,
+    standing_shards,
     write_refused,
     write_shard,
 )
@@ -49,6 +50,11 @@ def write(folder: Path, samples: list[Sample | Refused], *, plan: str = "plan") 
 def manifest_of(**other: Any) -> dict[str, Any]:
     values = {"recipe": {"size": 64}, "seed": 0, "sources": {"made": "1"}, **other}
     return {"kind": "made", "licences": ["CC0-1.0"], **values}
+
+
+def standing(uri: str, split: str = "train", number: int = 0, *, plan: str) -> Any:
+    """What a rerun finds of one shard."""
+    return standing_shards(uri, {(split, number): plan}).get((split, number))
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -155,8 +161,8 @@ def test_what_was_refused_on_the_way_is_kept_with_its_reason(tmp_path: Path) -> 
     uri = write(tmp_path, [sample("a"), torn])
     assert len(Corpus.open(uri).table("train")) == 1
     assert Corpus.open(uri).manifest["refused"] == 1
-    standing = committed_shard(uri, "train", 0, plan="plan")
-    assert standing is not None and standing[1] == [torn]
+    found = standing(uri, plan="plan")
+    assert found is not None and found[1] == [torn] and found[0].refused == 1
     assert pq.read_table(tmp_path / "refused.parquet").to_pylist() == [asdict(torn)]
 
 
@@ -203,7 +209,7 @@ def test_a_corpus_of_another_format_version_is_told_so(tmp_path: Path) -> None:
     uri = write(tmp_path, [sample()])
     manifest = json.loads((tmp_path / "corpus.json").read_bytes())
     commit(uri, {**manifest, "format_version": 99})
-    with pytest.raises(ValueError, match="has corpus format 99, this reads 1"):
+    with pytest.raises(ValueError, match="has corpus format 99, this reads 2"):
         Corpus.open(uri)
 
 
@@ -232,19 +238,62 @@ def test_a_torn_tar_or_index_is_refused_by_name(tmp_path: Path) -> None:
 def test_only_a_whole_shard_of_the_same_plan_is_reused(tmp_path: Path) -> None:
     uri = str(tmp_path)
     record, _ = write_shard(uri, "train", 0, [sample()], plan="p")
-    assert committed_shard(uri, "train", 0, plan="p") == (record, [])
-    assert committed_shard(uri, "train", 0, plan="other") is None
-    assert committed_shard(uri, "train", 1, plan="p") is None
-    assert committed_shard(uri, "val", 0, plan="p") is None
+    assert standing(uri, "train", 0, plan="p") == (record, [])
+    assert standing(uri, "train", 0, plan="other") is None
+    assert standing(uri, "train", 1, plan="p") is None
+    assert standing(uri, "val", 0, plan="p") is None
     kept = files(tmp_path)
     for name, data in kept.items():
         for torn in (data[:-2], b"", b"\xff\xfe\x00"):
             (tmp_path / name).write_bytes(torn)
-            assert committed_shard(uri, "train", 0, plan="p") is None, (name, torn[:9])
+            assert standing(uri, "train", 0, plan="p") is None, (name, torn[:9])
         (tmp_path / name).unlink()
-        assert committed_shard(uri, "train", 0, plan="p") is None, name
+        assert standing(uri, "train", 0, plan="p") is None, name
         (tmp_path / name).write_bytes(data)
-    assert committed_shard(uri, "train", 0, plan="p") == (record, [])
+    assert standing(uri, "train", 0, plan="p") == (record, [])
+
+
+def test_a_committed_corpus_is_resumed_without_reading_a_marker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = str(tmp_path)
+    torn = Refused(id="clip-2", source="made", reason="unreadable: cut short")
+    made = [
+        write_shard(uri, "train", number, [sample(f"s{number}"), *more], plan=f"p{number}")
+        for number, more in enumerate(([], [torn], []))
+    ]
+    plans = {("train", number): f"p{number}" for number in range(3)}
+    everything = {shard: made[shard[1]] for shard in plans}
+    asked: list[str] = []
+    read_many = storage.read_many
+
+    def watched(uris: Sequence[str], **more: Any) -> Iterator[bytes | None]:
+        asked.extend(uri.rsplit("/", 1)[-1] for uri in uris)
+        return read_many(uris, **more)
+
+    monkeypatch.setattr(storage, "read_many", watched)
+    assert standing_shards(uri, plans) == everything
+    assert asked == [f"train-0000{number}.json" for number in range(3)]
+
+    asked.clear()
+    refused = [row for _, rows in made for row in rows]
+    commit(uri, build_manifest(**manifest_of(), shards=[r for r, _ in made], refused=refused))
+    assert standing_shards(uri, plans) == everything
+    # Only the one that knows what was refused.
+    assert asked == ["train-00001.json"]
+
+    (tmp_path / "shards/train-00000.json").unlink()
+    (tmp_path / "shards/train-00002.parquet").write_bytes(b"torn")
+    assert standing_shards(uri, plans) == {("train", 1): made[1]}
+    assert standing_shards(uri, {("train", 1): "other"}) == {}
+
+
+def test_the_index_tells_mask_area_and_loudness_where_samples_do(tmp_path: Path) -> None:
+    told = replace(sample("a"), meta={**sample("a").meta, "mask_area": 0.25, "loudness_db": -20.0})
+    table = Corpus.open(write(tmp_path, [told, sample("b")])).table("train")
+    assert table["mask_area"].to_pylist() == [0.25, None]
+    assert table["loudness_db"].to_pylist() == [-20.0, None]
+    assert {str(table.schema.field(n).type) for n in ("mask_area", "loudness_db")} == {"double"}
 
 
 @pytest.mark.parametrize("part", ["recipe", "seed", "sources"])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from infra import media, storage
+from infra.masks import decode_mask_rle
 from synth.miniature import (
     EXAMPLE_HOP,
     EXAMPLE_LENGTH,
@@ -22,7 +23,7 @@ from synth.miniature import (
     write_miniature,
 )
 from synth.miniature_plan import ClipPlan
-from synth.tables import Background, Clip, Object, SilentObject
+from synth.tables import Background, Clip, Object
 
 PITCH = {"red": 400.0, "green": 1000.0, "blue": 2500.0}
 COLOUR = {"red": (220, 20, 20), "green": (20, 220, 20), "blue": (20, 20, 220)}
@@ -47,36 +48,40 @@ def pools(folder: Path) -> Pools:
     for name in PITCH:
         picture = np.zeros((60, 60, 4), np.uint8)
         picture[5:55, 5:55] = (*COLOUR[name], 255)
-        objects[name] = [_cutout(folder, Object, f"{name}.png", name, picture)]
+        objects[name] = [_cutout(folder, f"{name}.png", name, picture)]
         times_N = np.arange(12_000) / media.SAMPLE_RATE
         wave_N = 0.5 * np.sin(2 * np.pi * PITCH[name] * times_N)
         (folder / f"{name}.wav").write_bytes(media.encode_wav(wave_N))
         clips[name] = [
             Clip(
-                id=f"{name}.wav", class_name=name, uri=f"{name}.wav", **ORIGIN, seconds=0.75,
-                rate=16_000, rms=0.35, peak=0.5, sha256=name,
+                id=f"{name}.wav", class_name=name, uri=f"{name}.wav", **ORIGIN, video="",
+                seconds=0.75, loudest=0.0, rate=16_000, rms=0.35, peak=0.5, sha256=name,
+                file_sha256="",
             )
         ]  # fmt: skip
     backgrounds = [_ground(folder, f"ground{i}.png", "ground", 60 + 20 * i) for i in range(4)]
     backgrounds.append(_ground(folder, "other.png", "other", 250))
     disc = np.full((40, 40, 4), 255, np.uint8)
-    silent = [_cutout(folder, SilentObject, "disc.png", "disc", disc)]
+    silent = [_cutout(folder, "disc.png", "disc", disc)]
     return Pools(objects=objects, clips=clips, backgrounds=backgrounds, silent=silent)
 
 
-def _cutout(folder: Path, row_type: type, name: str, class_name: str, image: np.ndarray):  # type: ignore[no-untyped-def]
+def _cutout(folder: Path, name: str, class_name: str, image: np.ndarray) -> Object:
     (folder / name).write_bytes(media.encode_png(image))
-    return row_type(
-        id=name, class_name=class_name, uri=name, **ORIGIN, width=image.shape[1],
-        height=image.shape[0], mask_fraction=0.7, sha256=name,
+    height, width = image.shape[:2]
+    return Object(
+        id=name, class_name=class_name, uri=name, **ORIGIN, width=width, height=height, left=0,
+        top=0, right=width, bottom=height, mask_fraction=0.7, mask="", crowd=False, absent="",
+        picture=name, sha256=name, file_sha256="",
     )  # fmt: skip
 
 
 def _ground(folder: Path, name: str, collection: str, grey: int) -> Background:
     (folder / name).write_bytes(media.encode_png(np.full((120, 160, 3), grey, np.uint8)))
     return Background(
-        id=name, uri=name, **ORIGIN, collection=collection, width=160, height=120, sha256=name
-    )
+        id=name, uri=name, **ORIGIN, collection=collection, width=160, height=120, sha256=name,
+        file_sha256="",
+    )  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -156,7 +161,7 @@ def test_the_mask_is_what_is_visible_of_what_sounds(tree: Path) -> None:
             for thing in things:
                 assert thing["class"] or not thing["sounding"]
                 if thing["sounding"]:
-                    truth_HW |= media.decode_mask_rle(thing["visible"])
+                    truth_HW |= decode_mask_rle(thing["visible"])
             np.testing.assert_array_equal(_mask(folder / f"{name}_{k + 1}.png"), truth_HW)
             seen.add(sum(thing["sounding"] for thing in things))
     assert len(seen) > 1, "the number of sounding objects never changes in the drawn clips"

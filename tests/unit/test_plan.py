@@ -8,14 +8,8 @@ from collections import Counter
 import pytest
 
 from synth.catalog import Catalog
-from synth.plan import (
-    Pools,
-    SampleSpec,
-    plan_digest,
-    plan_sample,
-    plan_shards,
-    split_assets,
-)
+from synth.plan import SampleSpec, plan_digest, plan_sample, plan_shards
+from synth.pools import Pools, split_assets
 from synth.recipe import SPLITS, Recipe, Samples
 from tests.made_media import CLASSES, made_catalog
 
@@ -145,11 +139,11 @@ def test_what_sounds_is_what_is_heard(pools: dict[str, Pools]) -> None:
 
 
 def test_shares_of_silence_and_of_several_sources_hold(pools: dict[str, Pools]) -> None:
-    recipe = dataclasses.replace(RECIPE, silence=0.2, multi_source=0.5, object_counts=(0, 1, 0))
+    recipe = dataclasses.replace(RECIPE, silence=0.2, sources=(0.5, 0.5, 0.0), object_counts=(0, 1, 0))
     counts = Counter(len(spec.sounds) for spec in specs(pools, "train", 1_000, recipe=recipe))
     assert counts[0] == pytest.approx(200, abs=45)
     assert counts[2] == pytest.approx(400, abs=55)
-    never = dataclasses.replace(RECIPE, silence=0.0, multi_source=0.0)
+    never = dataclasses.replace(RECIPE, silence=0.0, sources=(1.0, 0.0, 0.0))
     assert {len(spec.sounds) for spec in specs(pools, "train", 200, recipe=never)} == {1}
 
 

@@ -10,10 +10,13 @@ import pytest
 
 from infra import media
 from infra.corpus import Sample
+from infra.masks import decode_mask_rle
+from synth.assets import Unusable, load_background, load_cutout, load_sound
 from synth.catalog import Catalog
-from synth.plan import SampleSpec, plan_sample, split_assets
+from synth.plan import SampleSpec, plan_sample
+from synth.pools import split_assets
 from synth.recipe import Recipe
-from synth.render import load_background, load_cutout, load_sound, render
+from synth.render import render
 from tests.made_media import CLASSES, made_catalog
 
 RECIPE = Recipe(image_size=64, distractors=(0.3, 0.4, 0.3), overlap=0.8, silence=0.0)
@@ -33,11 +36,11 @@ def plan(
 
 
 def made(catalog: Catalog, number: int = 0, **more: object) -> Sample:
-    return render(plan(catalog, number, **more), catalog.folder, kind="made")  # type: ignore[arg-type]
+    return render(plan(catalog, number, **more), catalog.roots, kind="made")  # type: ignore[arg-type]
 
 
 def test_the_mask_is_the_union_of_what_is_visible_of_what_sounds(catalog: Catalog) -> None:
-    several = dataclasses.replace(RECIPE, multi_source=1.0, object_counts=(0.2, 0.4, 0.4))
+    several = dataclasses.replace(RECIPE, sources=(0.0, 1.0, 0.0), object_counts=(0.2, 0.4, 0.4))
     counts = set()
     for number in range(12):
         sample = made(catalog, number, recipe=several)
@@ -45,7 +48,7 @@ def test_the_mask_is_the_union_of_what_is_visible_of_what_sounds(catalog: Catalo
         expected_HW = np.zeros((64, 64), bool)
         seen_HW = np.zeros((64, 64), int)
         for shown in sample.meta["objects"][0]:
-            visible_HW = media.decode_mask_rle(shown["visible"])
+            visible_HW = decode_mask_rle(shown["visible"])
             seen_HW += visible_HW
             if shown["sounding"]:
                 expected_HW |= visible_HW
@@ -111,7 +114,7 @@ def test_both_samples_of_a_scene_have_the_same_picture(catalog: Catalog) -> None
 
 def test_the_metadata_says_what_the_contract_asks_for(catalog: Catalog) -> None:
     spec = plan(catalog, 3)
-    meta = render(spec, catalog.folder, kind="made").meta
+    meta = render(spec, catalog.roots, kind="made").meta
     assert (meta["key"], meta["split"], meta["scene"]) == (spec.key, "train", spec.scene)
     assert (meta["kind"], meta["frames"], len(meta["objects"])) == ("made", 1, 1)
     assert meta["sound"] == [sound.id for sound in spec.sounds]
@@ -121,12 +124,14 @@ def test_the_metadata_says_what_the_contract_asks_for(catalog: Catalog) -> None:
 def test_a_picture_or_sound_that_went_bad_is_refused_by_name(tmp_path: Path) -> None:
     catalog = made_catalog(tmp_path)
     spec = plan(catalog)
-    for uri in (spec.background.uri, spec.objects[0].uri, spec.sounds[0].uri):
-        path = tmp_path / uri
+    for asset in (spec.background, spec.objects[0].asset, spec.sounds[0].asset):
+        path = tmp_path / asset.uri
         whole = path.read_bytes()
-        path.write_bytes(b"went bad")
-        for loader in (load_background, load_cutout, load_sound):
-            loader.cache_clear()
-        with pytest.raises(ValueError, match=f"{uri} cannot be used: .*cannot be decoded"):
-            render(spec, catalog.folder, kind="made")
+        for damage, reason in ((b"went bad", "changed: "), (None, "missing: ")):
+            path.unlink() if damage is None else path.write_bytes(damage)
+            for loader in (load_background, load_cutout, load_sound):
+                loader.cache_clear()
+            with pytest.raises(Unusable, match=f"{asset.uri} cannot be used: {reason}") as caught:
+                render(spec, catalog.roots, kind="made")
+            assert caught.value.asset == asset
         path.write_bytes(whole)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NoReturn
 
+import aiohttp
 import botocore.exceptions
 import pytest
+import s3fs.errors
 
-from infra import storage
+from infra import retrying, storage
 
 
 def test_a_path_and_its_file_uri_are_the_same_place(
@@ -105,13 +108,151 @@ def test_what_is_missing_or_not_a_file_is_one_sentence_with_its_name(tmp_path: P
         storage.write_bytes(f"{tmp_path}/file/below", b"1")
 
 
-def test_a_store_that_does_not_answer_is_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Gone:
-        protocol = ("s3",)
+def test_what_is_listed_has_its_size(tmp_path: Path) -> None:
+    for name, data in {"b.tar": b"12", "a/c.tar": b"", "a/d.json": b"1", ".half.tar": b""}.items():
+        storage.write_bytes(f"{tmp_path}/{name}", data)
+    assert storage.list_sizes(tmp_path) == {"a/c.tar": 0, "a/d.json": 1, "b.tar": 2}
+    assert storage.list_sizes(tmp_path, ".json") == {"a/d.json": 1}
+    assert storage.list_files(f"{tmp_path}/b.tar") == [f"{tmp_path}/b.tar"]
 
-        def exists(self, path: str) -> bool:
-            raise botocore.exceptions.EndpointConnectionError(endpoint_url="http://gone")
 
-    monkeypatch.setattr(storage.fsspec, "filesystem", lambda *a, **k: Gone())
+def test_many_are_read_in_the_order_asked_for(tmp_path: Path) -> None:
+    for number in range(40):
+        storage.write_bytes(f"{tmp_path}/{number}", str(number).encode())
+    asked = [f"{tmp_path}/{number}" for number in (*range(39, -1, -1), 99)]
+    read = list(storage.read_many(asked))
+    assert read == [*(str(number).encode() for number in range(39, -1, -1)), None]
+
+
+def test_an_object_is_created_once_and_replaced_only_as_it_was_read(tmp_path: Path) -> None:
+    uri = f"{tmp_path}/deep/one"
+    assert storage.read_stored(uri) is None
+    first = storage.create(uri, b"a")
+    assert first and storage.create(uri, b"b") is None
+    stored = storage.read_stored(uri)
+    assert stored is not None and (stored.data, stored.etag) == (b"a", first)
+    assert 0 <= stored.age < 60
+    second = storage.replace_if(uri, b"c", first)
+    assert second and second != first
+    assert storage.replace_if(uri, b"d", first) is None
+    assert storage.replace_if(f"{tmp_path}/nowhere", b"d", first) is None
+    assert storage.read_bytes(uri) == b"c"
+    assert [file.name for file in (tmp_path / "deep").iterdir()] == ["one"]
+
+
+def test_of_many_that_create_or_replace_at_once_one_succeeds(tmp_path: Path) -> None:
+    names = [f"writer-{number}".encode() for number in range(16)]
+    with ThreadPoolExecutor(len(names)) as pool:
+        for turn in range(10):
+            uri = f"{tmp_path}/{turn}"
+            tags = list(pool.map(lambda name: storage.create(uri, name), names))  # noqa: B023
+            won = [tag for tag in tags if tag]
+            assert len(won) == 1
+            assert storage.read_bytes(uri) == names[tags.index(won[0])]
+            again = list(
+                pool.map(lambda name: storage.replace_if(uri, name + b"!", won[0]), names)  # noqa: B023
+            )
+            assert sum(tag is not None for tag in again) == 1
+
+
+@pytest.fixture
+def waits(monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """What would have been waited for; nobody waits."""
+    waited: list[float] = []
+    monkeypatch.setattr(retrying.time, "sleep", waited.append)
+    return waited
+
+
+class Stumbling:
+    """An S3 that fails as told, and then answers."""
+
+    protocol = ("s3",)
+    retries = 1
+
+    def __init__(self, *failures: Exception) -> None:
+        self.failures = list(failures)
+        self.asked = 0
+
+    def exists(self, path: str) -> bool:
+        self.asked += 1
+        if self.failures:
+            raise self.failures.pop(0)
+        return True
+
+
+def answer(status: int, code: str) -> Exception:
+    """What s3fs raises for an answer of the server."""
+    response = {"Error": {"Code": code}, "ResponseMetadata": {"HTTPStatusCode": status}}
+    error = botocore.exceptions.ClientError(response, "HeadObject")
+    return s3fs.errors.translate_boto_error(error)
+
+
+@pytest.mark.parametrize(
+    "failure",
+    [
+        answer(500, "InternalError"),
+        answer(503, "SlowDown"),
+        answer(503, "503"),
+        answer(502, "502"),
+        answer(429, "TooManyRequests"),
+        answer(400, "RequestTimeout"),
+        answer(404, "NoSuchUpload"),
+        answer(409, "ConditionalRequestConflict"),
+        ConnectionResetError("reset"),
+        TimeoutError(),
+        aiohttp.ClientPayloadError("the body broke"),
+        botocore.exceptions.ReadTimeoutError(endpoint_url="http://slow"),
+        botocore.exceptions.ConnectTimeoutError(endpoint_url="http://slow"),
+        botocore.exceptions.EndpointConnectionError(endpoint_url="http://gone"),
+        botocore.exceptions.ConnectionClosedError(endpoint_url="http://closed"),
+        botocore.exceptions.ResponseStreamingError(error="cut"),
+    ],
+    ids=lambda error: f"{type(error).__name__} {getattr(error.__cause__, 'response', '')}"[:60],
+)
+def test_what_may_pass_is_asked_again_and_counted(
+    failure: Exception, waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = Stumbling(failure, failure)
+    monkeypatch.setattr(storage.s3, "connect", lambda: store)
+    before = storage.retries()
+    assert storage.exists("s3://bucket/x")
+    assert store.asked == 3 and storage.retries() == before + 2
+    assert 0.25 <= waits[0] <= 0.5 <= waits[1] <= 1.0
+
+
+@pytest.mark.parametrize(
+    ("failure", "kind"),
+    [
+        (answer(404, "NoSuchKey"), FileNotFoundError),
+        (answer(404, "404"), FileNotFoundError),
+        (answer(403, "AccessDenied"), PermissionError),
+        (answer(403, "SignatureDoesNotMatch"), PermissionError),
+        (answer(501, "NotImplemented"), OSError),
+        (botocore.exceptions.NoCredentialsError(), ConnectionError),
+    ],
+    ids=["key", "head", "access", "signature", "not implemented", "no keys"],
+)
+def test_what_cannot_pass_is_told_at_once(
+    failure: Exception,
+    kind: type[Exception],
+    waits: list[float],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = Stumbling(failure)
+    monkeypatch.setattr(storage.s3, "connect", lambda: store)
+    with pytest.raises(kind):
+        storage.exists("s3://bucket/x")
+    assert store.asked == 1 and waits == []
+
+
+def test_a_store_that_does_not_answer_is_one_sentence(
+    waits: list[float], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = botocore.exceptions.EndpointConnectionError(endpoint_url="http://gone")
+    store = Stumbling(*[gone] * 99)
+    monkeypatch.setattr(storage.s3, "connect", lambda: store)
     with pytest.raises(ConnectionError, match=r"s3://bucket/x cannot be reached.*AWS_ENDPOINT_URL"):
         storage.exists("s3://bucket/x")
+    assert store.asked == retrying.ATTEMPTS
+    # A server that is restarted is outlived.
+    assert 20 < sum(waits) < retrying.PATIENCE

@@ -1,0 +1,347 @@
+"""What each split draws from: media that the recipe allows, dealt out so that splits do not mix.
+
+Everything here works on columns: a million objects and 200,000 clips take seconds.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import re
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import numpy as np
+
+from synth import held_out, taxonomy
+from synth.catalog import Catalog
+from synth.recipe import SPLITS, TEST, TRAIN, UNSEEN, VAL, Recipe
+from synth.rows import Rows
+from synth.tables import Background, Clip, Object, Refused
+
+_Row = TypeVar("_Row", Object, Clip)
+
+_NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial", re.IGNORECASE)
+UNSTATED = ("", "not stated")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Selected:
+    """What a recipe allows of a catalog."""
+
+    catalog: Catalog
+    refused: list[Refused]
+    """Sounds that are held out, with the reason."""
+    held_out: dict[str, dict[str, int]]
+    """How many sounds of each source are held out, by the AVSBench split that their video is in."""
+
+
+def select(catalog: Catalog, recipe: Recipe) -> Selected:
+    """Leave out what the recipe's guard and its licences forbid.
+
+    Raises:
+        ValueError: nothing is left of the objects or of the sounds.
+    """
+    clips, refused, counts = _without_held_out(catalog.clips, recipe)
+    allowed = dataclasses.replace(
+        catalog,
+        objects=_licensed(catalog.objects, recipe),
+        clips=_licensed(clips, recipe),
+        backgrounds=_licensed(catalog.backgrounds, recipe),
+        silent=_licensed(catalog.silent, recipe),
+    )
+    for name in ("objects", "clips"):
+        if not len(getattr(allowed, name)):
+            raise ValueError(
+                f"none of the {len(getattr(catalog, name))} {name} of the catalog may be used: "
+                "change held_out, allow_non_commercial or allow_unstated, or add media"
+            )
+    return Selected(catalog=allowed, refused=refused, held_out=counts)
+
+
+def _without_held_out(
+    clips: Rows[Clip], recipe: Recipe
+) -> tuple[Rows[Clip], list[Refused], dict[str, dict[str, int]]]:
+    guard = held_out.guard(recipe.held_out, recipe.held_out_tables)
+    codes, videos = clips.coded("video")
+    reasons = [guard.reason(video) for video in videos]
+    dropped = np.asarray([bool(reason) for reason in reasons] or [False])[codes]
+    refused = [
+        Refused(id=row.id, source=row.source, reason=guard.reason(row.video))
+        for row in clips.take(dropped)
+    ]
+    counts: dict[str, Counter[str]] = {}
+    for row in clips.take(dropped):
+        counts.setdefault(row.source, Counter()).update(guard.splits_of(row.video) or ("unknown",))
+    report = {source: dict(sorted(found.items())) for source, found in sorted(counts.items())}
+    return clips.take(~dropped), refused, report
+
+
+def _licensed(rows: Rows[Any], recipe: Recipe) -> Rows[Any]:
+    codes, licences = rows.coded("licence")
+    allowed = [
+        (recipe.allow_unstated or licence not in UNSTATED)
+        and (recipe.allow_non_commercial or not _NON_COMMERCIAL.search(licence))
+        for licence in licences
+    ]
+    return rows.take(np.asarray(allowed or [True])[codes])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Photographs:
+    """The objects of a split by the photograph that they are in, and the order they come in."""
+
+    objects: Rows[Object]
+    """All of them, crowds too, sorted by id."""
+    order: dict[str, np.ndarray]
+    """By class the positions of its single objects; "" for all classes together."""
+    sorted_by_picture: np.ndarray
+    starts: np.ndarray
+    """Of each photograph in ``sorted_by_picture``, and its end."""
+    picture: np.ndarray
+    """The photograph of each object."""
+    kind: np.ndarray
+    """The class of each object, as a position in ``kinds``."""
+    kinds: list[str]
+
+    def beside(self, number: int) -> np.ndarray:
+        """Positions of everything that is marked in the photograph of object ``number``."""
+        picture = self.picture[number]
+        return self.sorted_by_picture[self.starts[picture] : self.starts[picture + 1]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pools:
+    """The assets that a split draws from; objects and clips by class."""
+
+    objects: dict[str, Rows[Object]]
+    clips: dict[str, Rows[Clip]]
+    backgrounds: Rows[Background]
+    silent: Rows[Object]
+    photographs: Photographs | None = None
+    """Of natural scenes."""
+
+    @property
+    def classes(self) -> list[str]:
+        """Classes with both a picture and a sound."""
+        return sorted(self.objects.keys() & self.clips.keys())
+
+    def used(self) -> dict[str, dict[str, int]]:
+        """How many objects, sounds and backgrounds each source gives."""
+        tables: dict[str, list[Rows[Any]]] = {
+            "objects": list(self.objects.values()),
+            "sounds": list(self.clips.values()),
+            "backgrounds": [self.backgrounds],
+        }
+        return {name: _counted(parts, "source") for name, parts in tables.items()}
+
+    def licences(self) -> set[str]:
+        """Of everything that a scene may be made from."""
+        parts = [*self.objects.values(), *self.clips.values(), self.backgrounds, self.silent]
+        return set(_counted(parts, "licence"))
+
+
+def _counted(parts: Sequence[Rows[Any]], column: str) -> dict[str, int]:
+    counts: Counter[str] = Counter()
+    for rows in parts:
+        codes, values = rows.coded(column)
+        found, times = np.unique(codes, return_counts=True)
+        counts.update({values[code]: int(n) for code, n in zip(found, times, strict=True)})
+    return dict(sorted(counts.items()))
+
+
+def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
+    """The assets of each split.
+
+    Where splits have assets of their own, photographs and sounds are dealt out by their content
+    (sounds of one video together), so that each stays in its split whatever else the catalog
+    holds. Otherwise train, val and test share them, and of every class with two or more pictures
+    and two or more sounds the last of each (by id) is in ``unseen`` alone. Backgrounds are dealt
+    out so that no two splits share one.
+
+    Raises:
+        ValueError: the recipe names classes or backgrounds that the catalog lacks, or a split
+            is left without what it needs.
+    """
+    natural = recipe.scenes == "natural"
+    every = catalog.objects.sorted_by_id()
+    if natural:
+        every = every.take(np.asarray(every.texts("mask"), object) != "")
+        every = every.take(every.numbers("mask_fraction") >= recipe.min_mask_area)
+    single = every.take(~every.numbers("crowd"))
+    objects, clips = by_class(single), by_class(catalog.clips.sorted_by_id())
+    classes = _classes(recipe, objects, clips)
+    objects, clips = ({c: table[c] for c in classes} for table in (objects, clips))
+    silent = catalog.silent.sorted_by_id()
+    dealt = _deal_backgrounds(catalog.backgrounds, recipe)
+    pools = {}
+    for split in SPLITS:
+        if natural or recipe.own_assets:
+            own_objects, own_clips = (_of_split(t, split, recipe) for t in (objects, clips))
+        else:
+            own_objects, own_clips = _shared(objects, clips, split)
+        photographs = None
+        if natural:
+            usable = own_objects.keys() & own_clips.keys()
+            own_objects = {c: rows for c, rows in own_objects.items() if c in usable}
+            photographs = _photographs(_of_split({"": every}, split, recipe).get(""), own_objects)
+        pools[split] = Pools(
+            objects=own_objects,
+            clips=own_clips,
+            backgrounds=dealt[split],
+            silent=silent,
+            photographs=photographs,
+        )
+        _check_enough(split, pools[split], recipe)
+    return pools
+
+
+def by_class(rows: Rows[_Row]) -> dict[str, Rows[_Row]]:
+    """The rows of each class, in their order."""
+    codes, values = rows.coded("class_name")
+    order = np.argsort(codes, kind="stable")
+    edges = np.searchsorted(codes[order], np.arange(len(values) + 1))
+    return {
+        name: rows.take(order[edges[i] : edges[i + 1]])
+        for i, name in enumerate(values)
+        if edges[i] < edges[i + 1]
+    }
+
+
+def _classes(
+    recipe: Recipe, objects: dict[str, Rows[Object]], clips: dict[str, Rows[Clip]]
+) -> list[str]:
+    usable = sorted(objects.keys() & clips.keys())
+    unknown = sorted(set(recipe.classes) - set(usable))
+    if unknown:
+        raise ValueError(
+            f"the catalog has no class {unknown[0]!r} with both a picture and a sound; "
+            f"it has {', '.join(usable)}"
+        )
+    chosen = sorted(recipe.classes) or usable
+    if recipe.tiers or recipe.needed_by:
+        asked = set(taxonomy.select(tiers=recipe.tiers, needed_by=recipe.needed_by))
+        chosen = [name for name in chosen if name in asked]
+        if not chosen:
+            raise ValueError(
+                f"no class of tiers {list(recipe.tiers)} that {recipe.needed_by or 'anybody'} "
+                f"needs has both a picture and a sound; the catalog has {', '.join(usable)}"
+            )
+    return chosen
+
+
+def _shared(
+    objects: dict[str, Rows[Object]], clips: dict[str, Rows[Clip]], split: str
+) -> tuple[dict[str, Rows[Object]], dict[str, Rows[Clip]]]:
+    held = {c for c in objects if len(objects[c]) >= 2 and len(clips[c]) >= 2}
+    if split == UNSEEN:
+        return {c: objects[c][-1:] for c in held}, {c: clips[c][-1:] for c in held}
+    return (
+        {c: rows[:-1] if c in held else rows for c, rows in objects.items()},
+        {c: rows[:-1] if c in held else rows for c, rows in clips.items()},
+    )
+
+
+def _of_split(table: dict[str, Rows[_Row]], split: str, recipe: Recipe) -> dict[str, Rows[_Row]]:
+    """The rows whose picture or video falls to the split."""
+    own = (TRAIN, VAL, TEST)
+    if split not in own:
+        return {}
+    edges = np.cumsum((0.0, *recipe.asset_shares))
+    edges[-1] = 1.0
+    low, high = edges[own.index(split)], edges[own.index(split) + 1]
+    chosen = {}
+    for name, rows in table.items():
+        place = _places(rows)
+        inside = rows.take((place >= low) & (place < high))
+        if len(inside):
+            chosen[name] = inside
+    return chosen
+
+
+def _places(rows: Rows[Any]) -> np.ndarray:
+    """A number in [0, 1) for each row, equal for what must not be parted."""
+    if rows.row_type is Object:
+        codes, pictures = rows.coded("picture")
+        return np.asarray([_place(picture) for picture in pictures])[codes]
+    codes, videos = rows.coded("video")
+    of_video = np.asarray([_place(_hash(v)) if v else 0.0 for v in videos] or [0.0])
+    no_video = np.asarray([not video for video in videos] or [True])
+    places = of_video[codes]
+    alone = np.flatnonzero(no_video[codes])
+    places[alone] = [_place(text) for text in rows.take(alone).texts("sha256")]
+    return places
+
+
+def _place(digest: str) -> float:
+    return int(digest[:13], 16) / 16**13
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _photographs(
+    objects: Rows[Object] | None, single: dict[str, Rows[Object]]
+) -> Photographs | None:
+    if objects is None or not single:
+        return None
+    picture, _ = objects.coded("picture")
+    _, picture = np.unique(picture, return_inverse=True)
+    kind, kinds = objects.coded("class_name")
+    by_picture = np.argsort(picture, kind="stable")
+    starts = np.searchsorted(picture[by_picture], np.arange(picture.max(initial=-1) + 2))
+    # By content, which is as good as by chance, and the same whatever else the catalog holds.
+    shuffled = np.argsort(np.asarray(objects.texts("sha256"), "S64"), kind="stable")
+    usable = np.isin(kind, [kinds.index(name) for name in single]) & ~objects.numbers("crowd")
+    shuffled = shuffled[usable[shuffled]]
+    order = {name: shuffled[kind[shuffled] == kinds.index(name)] for name in sorted(single)}
+    return Photographs(
+        objects=objects,
+        order={"": shuffled, **order},
+        sorted_by_picture=by_picture,
+        starts=starts,
+        picture=picture,
+        kind=kind,
+        kinds=kinds,
+    )
+
+
+def _deal_backgrounds(rows: Rows[Background], recipe: Recipe) -> dict[str, Rows[Background]]:
+    codes, known = rows.coded("collection")
+    for name in recipe.backgrounds:
+        if name not in known:
+            raise ValueError(
+                f"the catalog has no backgrounds {name!r}; its collections are "
+                f"{', '.join(sorted(known))}"
+            )
+    wanted = np.asarray([not recipe.backgrounds or n in recipe.backgrounds for n in known] or [0])
+    chosen = rows.take(wanted.astype(bool)[codes])
+    # By content, so that the same picture stays in its split whatever else the catalog holds.
+    chosen = chosen.take(np.argsort(np.asarray(chosen.texts("sha256"), object)))
+    edges = np.rint(np.cumsum((0.0, *recipe.background_shares)) * len(chosen)).astype(int)
+    return {split: chosen[edges[i] : edges[i + 1]] for i, split in enumerate(SPLITS)}
+
+
+def _check_enough(split: str, pools: Pools, recipe: Recipe) -> None:
+    if getattr(recipe.samples, split) == 0:
+        return
+    if recipe.scenes == "natural":
+        if pools.photographs is None:
+            raise ValueError(
+                f"the split {split!r} has no photograph of a class that has a sound there: add "
+                "media, change asset_shares or set its samples to 0"
+            )
+        return
+    if len(pools.classes) < 2:
+        raise ValueError(
+            f"the split {split!r} has {len(pools.classes)} classes with a picture and a sound, "
+            "and scenes need two: add media or set its samples to 0"
+        )
+    if not len(pools.backgrounds):
+        raise ValueError(
+            f"the split {split!r} has no background of its own: add backgrounds, change "
+            "background_shares or set its samples to 0"
+        )

@@ -1,0 +1,289 @@
+"""Open Images (V5 and later): photographs whose objects are marked by mask pictures.
+
+    train-annotations-object-segmentation.csv    2.7 M objects, not grouped by photograph
+    train-masks/<MaskPath>                       published as 16 zips: unpacked side by side, or
+    train-masks/<folder>/<MaskPath>              each into a folder
+    train/<ImageID>.jpg
+    train-images-boxable-with-rotation.csv       licences and authors (optional)
+    train-annotations-human-imagelabels-boxable.csv    what people looked for in vain (optional)
+
+Masks often differ from their photographs in resolution, never in shape: they were drawn on the
+originals, and the published photographs are scaled. Labels are MIDs (``/m/0bt9lr``).
+
+The tables meet in a SQLite database that SQLite keeps in a temporary file of its own, so memory
+does not grow with them.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import os
+import re
+import sqlite3
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass
+
+from infra import storage
+from infra.retrying import retrying
+from synth.sources.csv_rows import read_rows
+from synth.tables import Annotation, Candidate
+from synth.taxonomy import Labels
+
+NAME = "open_images"
+# What the publisher lists for all photographs (storage.googleapis.com/openimages/web).
+LICENCE = "CC BY 2.0"
+
+_OBJECTS = [
+    "MaskPath",
+    "ImageID",
+    "LabelName",
+    "BoxID",
+    *("BoxXMin", "BoxXMax", "BoxYMin", "BoxYMax"),
+    "PredictedIoU",
+    "Clicks",
+]
+_PHOTOGRAPHS = [
+    "ImageID",
+    "Subset",
+    *("OriginalURL", "OriginalLandingURL", "License", "AuthorProfileURL", "Author", "Title"),
+    *("OriginalSize", "OriginalMD5", "Thumbnail300KURL", "Rotation"),
+]
+_IMAGE_LABELS = ["ImageID", "Source", "LabelName", "Confidence"]
+
+_NAME = re.compile(r"[A-Za-z0-9_-]+")
+_CREATIVE_COMMONS = re.compile(r"https?://creativecommons\.org/licenses/([a-z-]+)/([\d.]+)/?")
+
+_SCHEMA = """
+CREATE TABLE object (mask TEXT PRIMARY KEY, image TEXT, class TEXT, path TEXT) WITHOUT ROWID;
+CREATE INDEX object_of_image ON object (image);
+CREATE TABLE photograph (
+    image TEXT PRIMARY KEY, path TEXT, licence TEXT, author TEXT, origin TEXT
+) WITHOUT ROWID;
+CREATE TABLE absence (image TEXT, class TEXT, label TEXT, PRIMARY KEY (image, class, label))
+    WITHOUT ROWID;
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class OpenImagesConfig:
+    """Where Open Images lies. The defaults are the names of the train split."""
+
+    folder: str
+    """Path or URI of the folder with everything below."""
+    annotations: str = "train-annotations-object-segmentation.csv"
+    """The table of masks."""
+    masks: str = "train-masks"
+    """Folder of the mask pictures, at any depth."""
+    images: str = "train"
+    """Folder of ``<ImageID>.jpg``, at any depth."""
+    photographs: str = "train-images-boxable-with-rotation.csv"
+    """The table of licences and authors; without it the publisher's licence stands for all."""
+    image_labels: str = "train-annotations-human-imagelabels-boxable.csv"
+    """The table of labels that people confirmed or denied; without it nothing is known absent."""
+
+
+def candidates(source: OpenImagesConfig, labels: Labels) -> Iterator[Candidate]:
+    """A candidate per photograph with masks of the classes asked for, by ImageID.
+
+    Objects and photographs whose files are not there are counted in ``labels.left_out``.
+
+    Raises:
+        FileNotFoundError: the table of masks is missing.
+        ValueError: a table is none, or another one.
+    """
+    # An empty name is a database in a temporary file, which nobody else sees and which goes away.
+    with closing(sqlite3.connect("")) as database:
+        database.execute("PRAGMA journal_mode = OFF")
+        database.execute("PRAGMA cache_size = -65536")  # KiB
+        database.executescript(_SCHEMA)
+        yield from _add_objects(database, source, labels)
+        _add_files(database, source)
+        _add_licences(database, source, labels)
+        _add_absences(database, source, labels)
+        yield from _photographs(database, labels)
+
+
+def _add_objects(
+    database: sqlite3.Connection, source: OpenImagesConfig, labels: Labels
+) -> Iterator[Candidate]:
+    """Fill ``object`` and the ids of ``photograph``; yields what the rows themselves rule out."""
+    rows = read_rows(
+        storage.join(source.folder, source.annotations),
+        _OBJECTS,
+        required=("MaskPath", "ImageID", "LabelName"),
+        left_out=labels.left_out,
+    )
+    for row in rows:
+        mask, image, label = row["MaskPath"].removesuffix(".png"), row["ImageID"], row["LabelName"]
+        refusal = ""
+        if not (mask and image and label):
+            refusal = "row: MaskPath, ImageID or LabelName is empty"
+        elif not (_NAME.fullmatch(mask) and _NAME.fullmatch(image)):
+            refusal = f"path: {row['MaskPath']!r} or {image!r} is no name of a file in its folder"
+        if refusal:
+            yield Candidate(
+                role="annotated",
+                source=NAME,
+                root=NAME,
+                path=row["MaskPath"] or image or source.annotations,
+                licence=LICENCE,
+                refusal=refusal,
+            )
+            continue
+        class_name = labels.of(label)
+        if class_name is None:
+            continue
+        added = database.execute(
+            "INSERT OR IGNORE INTO object VALUES (?, ?, ?, NULL)", (mask, image, class_name)
+        )
+        if not added.rowcount:
+            labels.left_out["mask given twice"] += 1
+    database.execute("INSERT INTO photograph (image) SELECT DISTINCT image FROM object")
+
+
+def _add_files(database: sqlite3.Connection, source: OpenImagesConfig) -> None:
+    """Note where masks and photographs lie; of two files with one name the first path counts."""
+    for table, key, folder, ending in (
+        ("object", "mask", source.masks.strip("/"), ".png"),
+        ("photograph", "image", source.images.strip("/"), ".jpg"),
+    ):
+        database.executemany(
+            f"UPDATE {table} SET path = min(ifnull(path, ?1), ?1) WHERE {key} = ?2",
+            (
+                (f"{folder}/{path}", path.rsplit("/", 1)[-1].removesuffix(ending))
+                for path in _walk(storage.join(source.folder, folder))
+                if path.endswith(ending)
+            ),
+        )
+
+
+def _walk(uri: str) -> Iterator[str]:
+    """The path below ``uri`` of every file at any depth, in any order.
+
+    Unlike fsspec's ``find`` it holds a page of names at a time and no dictionary for each of
+    millions of files.
+    """
+    fs, top = storage.filesystem(uri)
+    if "file" in fs.protocol:
+        folders = [top] if os.path.isdir(top) else []
+        while folders:
+            with os.scandir(folders.pop()) as entries:
+                for entry in entries:
+                    if entry.is_dir():
+                        folders.append(entry.path)
+                    else:
+                        yield entry.path[len(top) + 1 :]
+        return
+    bucket, _, prefix = top.partition("/")
+    page = {"Bucket": bucket, "Prefix": f"{prefix}/"}
+    while True:
+        answer = retrying(lambda: fs.call_s3("list_objects_v2", **page), what=uri)
+        for item in answer.get("Contents", ()):
+            yield item["Key"][len(prefix) + 1 :]
+        if not answer.get("IsTruncated"):
+            return
+        page["ContinuationToken"] = answer["NextContinuationToken"]
+
+
+def _optional_rows(
+    source: OpenImagesConfig, name: str, columns: list[str], required: set[str], labels: Labels
+) -> Iterator[dict[str, str]]:
+    if not name:
+        return
+    uri = storage.join(source.folder, name)
+    if storage.exists(uri):
+        yield from read_rows(uri, columns, required=required, left_out=labels.left_out)
+    else:
+        labels.left_out[f"no table {name}"] += 1
+
+
+def _add_licences(database: sqlite3.Connection, source: OpenImagesConfig, labels: Labels) -> None:
+    rows = _optional_rows(source, source.photographs, _PHOTOGRAPHS, {"ImageID", "License"}, labels)
+    database.executemany(
+        "UPDATE photograph SET licence = ?, author = ?, origin = ? WHERE image = ?",
+        (
+            (
+                _CREATIVE_COMMONS.sub(_licence_name, row["License"]),
+                row["Author"],
+                row["OriginalLandingURL"] or row["OriginalURL"],
+                row["ImageID"],
+            )
+            for row in rows
+        ),
+    )
+
+
+def _licence_name(link: re.Match[str]) -> str:
+    return f"CC {link[1].upper()} {link[2]}"
+
+
+def _add_absences(database: sqlite3.Connection, source: OpenImagesConfig, labels: Labels) -> None:
+    rows = _optional_rows(source, source.image_labels, _IMAGE_LABELS, set(_IMAGE_LABELS), labels)
+    # What is not there was not met: it must not count among the unknown labels.
+    quiet = copy.copy(labels)
+    quiet.unknown = Counter()
+    database.executemany(
+        "INSERT OR IGNORE INTO absence SELECT ?1, ?2, ?3"
+        " WHERE EXISTS (SELECT 1 FROM photograph WHERE image = ?1)",
+        (
+            (row["ImageID"], class_name, row["LabelName"])
+            for row in rows
+            if _is_zero(row["Confidence"])
+            and (class_name := quiet.of(row["LabelName"])) is not None
+        ),
+    )
+
+
+def _is_zero(number: str) -> bool:
+    try:
+        return float(number) == 0
+    except ValueError:
+        return False
+
+
+def _photographs(database: sqlite3.Connection, labels: Labels) -> Iterator[Candidate]:
+    photographs = database.execute(
+        "SELECT image, path, ifnull(licence, ''), ifnull(author, ''), ifnull(origin, '')"
+        " FROM photograph ORDER BY image"
+    )
+    for image, path, licence, author, origin in photographs:
+        objects = database.execute(
+            "SELECT mask, class, path FROM object WHERE image = ? ORDER BY mask", (image,)
+        ).fetchall()
+        there = tuple(
+            Annotation(id=mask, class_name=class_name, mask_path=mask_path)
+            for mask, class_name, mask_path in objects
+            if mask_path
+        )
+        if path is None:
+            labels.left_out["no image file"] += 1
+            continue
+        if len(there) < len(objects):
+            labels.left_out["no mask file"] += len(objects) - len(there)
+        if not there:
+            continue
+        shown = {class_name for _, class_name, _ in objects}
+        yield Candidate(
+            role="annotated",
+            source=NAME,
+            root=NAME,
+            path=path,
+            licence=licence or LICENCE,
+            author=author,
+            origin=origin or image,
+            annotations=there,
+            absent=tuple(name for name in _absent(database, image, labels) if name not in shown),
+        )
+
+
+def _absent(database: sqlite3.Connection, image: str, labels: Labels) -> Iterator[str]:
+    """The classes that a photograph lacks: those of which every label was denied."""
+    denied = database.execute(
+        "SELECT class, label FROM absence WHERE image = ? ORDER BY class", (image,)
+    )
+    for class_name, rows in itertools.groupby(denied, key=lambda row: row[0]):
+        if {label for _, label in rows}.issuperset(labels.names_of(class_name)):
+            yield class_name

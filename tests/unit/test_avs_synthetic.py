@@ -1,0 +1,277 @@
+"""AVS-Synthetic's table, folders and pickle, as published."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import struct
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from infra import media
+from synth.sources.avs_synthetic import AvsSyntheticConfig, candidates
+from synth.tables import Annotation, Candidate
+from synth.taxonomy import Labels
+
+HEADER = "inst_id,img_id,width,height,cls_name,cls_id,dataset,split,audio_name"
+# Seven objects in five photographs; rows of the train split state no sound.
+ROWS = [
+    "lvis_7001,000000123456,640,480,dog,3,lvis,train,",
+    "lvis_7002,000000123456,640,480,computer_keyboard,9,lvis,train,",
+    "0a1b_m01yrx_9a04,677c122b0eaa5d16,1024,768,Cat,4,openimages,validate,aaaaaaaaaaa_000030",
+    "lvis_7003,000000000042,640,480,bus_(vehicle),5,lvis,test,-b_bbbbbbbb_30",
+    "lvis_7004,000000000042,640,480,Computer Keyboard,9,lvis,test,-b_bbbbbbbb_30",
+    "lvis_7005,000000000043,640,480,train,6,lvis,train,",
+    "lvis_7006,000000000044,640,480,waffle_iron,8,lvis,train,",
+]
+LISTS = {
+    3: ["aaaaaaaaaab_000010", "ccccccccccc_000020"],
+    4: ["aaaaaaaaaaa_000030"],
+    8: ["ddddddddddd_000040"],
+    77: ["eeeeeeeeeee_000050"],
+}
+
+
+def write(path: Path, content: str | bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
+def write_tree(folder: Path, rows: list[str], *, header: str = HEADER, lists: Any = LISTS) -> None:
+    write(folder / "annotations.csv", "\n".join([header] * bool(header) + rows) + "\n")
+    for line in ROWS:
+        inst_id, img_id, *_ = line.split(",")
+        write(folder / "masks" / f"{inst_id}.png", media.encode_png(np.eye(24, dtype=np.bool_)))
+        image = media.encode_jpeg(np.full((48, 64, 3), 90, np.uint8))
+        write(folder / "images" / f"{img_id}.jpg", image)
+    names = {name for names in LISTS.values() for name in names} | {"-b_bbbbbbbb_30"}
+    for name in names:
+        write(folder / "audios" / f"{name}.wav", media.encode_wav(np.full(1600, 0.1, np.float32)))
+    if lists is not None:
+        data = lists if isinstance(lists, bytes) else pickle.dumps(lists)
+        write(folder / "category_for_vggsound_audios.pkl", data)
+
+
+def read(folder: Path, labels: Labels | None = None, **options: Any) -> list[Candidate]:
+    source = AvsSyntheticConfig(folder=str(folder), **options)
+    return list(candidates(source, labels or Labels("vggsound")))
+
+
+def objects(found: list[Candidate]) -> dict[str, str]:
+    return {a.id: a.class_name for c in found for a in c.annotations}
+
+
+def sounds(found: list[Candidate]) -> dict[str, str]:
+    return {c.path: c.class_name for c in found if c.role == "sound" and not c.refusal}
+
+
+def test_objects_are_gathered_by_photograph_and_sounds_know_their_video(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS)
+    labels = Labels("vggsound")
+    found = read(tmp_path, labels)
+    assert (
+        Candidate(
+            role="annotated",
+            source="avs_synthetic",
+            root="avs_synthetic",
+            path="images/000000123456.jpg",
+            licence="as lvis states",
+            origin="lvis 000000123456",
+            annotations=(
+                Annotation(id="lvis_7001", class_name="dog", mask_path="masks/lvis_7001.png"),
+                Annotation(
+                    id="lvis_7002", class_name="computer_keyboard", mask_path="masks/lvis_7002.png"
+                ),
+            ),
+        )
+        in found
+    )
+    assert (
+        Candidate(
+            role="sound",
+            source="avs_synthetic",
+            root="avs_synthetic",
+            path="audios/ccccccccccc_000020.wav",
+            class_name="dog",
+            licence="CC BY 4.0",
+            origin="https://www.youtube.com/watch?v=ccccccccccc",
+            video="ccccccccccc",
+        )
+        in found
+    )
+    assert {c.licence for c in found if "677c122b0eaa5d16" in c.path} == {"CC BY 2.0"}
+    assert labels.unknown == {"waffle_iron": 1}
+    assert labels.left_out == {"sound of an unknown class number": 1}
+
+
+def test_names_are_found_whatever_their_case_underscores_or_source(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS)
+    assert objects(read(tmp_path)) == {
+        "lvis_7001": "dog",
+        "lvis_7002": "computer_keyboard",
+        "0a1b_m01yrx_9a04": "cat",
+        "lvis_7003": "bus",
+        "lvis_7004": "computer_keyboard",
+        "lvis_7005": "train",
+    }
+
+
+def test_only_classes_and_splits_asked_for_are_read(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS)
+    found = read(tmp_path, Labels("lvis", classes=["dog", "cat"]))
+    assert objects(found) == {"lvis_7001": "dog", "0a1b_m01yrx_9a04": "cat"}
+    found = read(tmp_path, splits=("validate",))
+    assert objects(found) == {"0a1b_m01yrx_9a04": "cat"}
+    assert sounds(found) == {"audios/aaaaaaaaaaa_000030.wav": "cat"}
+    with pytest.raises(ValueError, match="'val' is no split"):
+        read(tmp_path, splits=("val",))
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        "",
+        "inst_id,img_id,a,b,cls_name,cls_id,dataset,subset,audio_name",
+        "instance,img_id,a,b,category,id,from,split,sound",
+    ],
+)
+def test_columns_are_found_by_position_where_no_header_names_them(
+    tmp_path: Path, header: str
+) -> None:
+    write_tree(tmp_path / "as_published", ROWS)
+    write_tree(tmp_path / "other", ROWS, header=header)
+    assert read(tmp_path / "other") == read(tmp_path / "as_published")
+
+
+def test_columns_in_another_order_are_found_by_name(tmp_path: Path) -> None:
+    write_tree(tmp_path / "as_published", ROWS)
+    swapped = [",".join(reversed(line.split(","))) for line in (HEADER, *ROWS)]
+    write_tree(tmp_path / "other", swapped[1:], header=swapped[0])
+    assert read(tmp_path / "other") == read(tmp_path / "as_published")
+
+
+def test_the_split_is_found_in_any_unnamed_column(tmp_path: Path) -> None:
+    rows = [line.split(",") for line in ROWS]
+    moved = [",".join([*r[:2], r[7], r[3], *r[4:7], "0.5", r[8]]) for r in rows]
+    write_tree(tmp_path, moved, header="")
+    assert set(objects(read(tmp_path, splits=("train",)))) == {
+        *("lvis_7001", "lvis_7002", "lvis_7005"),
+    }
+
+
+def test_rows_that_cannot_be_used_are_refused_and_the_rest_is_read(tmp_path: Path) -> None:
+    bad = [
+        HEADER,
+        "",
+        "../../secret,000000123456,1,1,dog,3,lvis,train,",
+        "lvis_1,../annotations,1,1,dog,3,lvis,train,",
+        "lvis_2,000000123456,1,1,,3,lvis,train,",
+        "lvis_3,000000123456",
+        'lvis_4,000000123456,1,1,"waffle, hot",x,lvis,train,',
+        "lvis_7001,000000123456,1,1,dog,3,lvis,test,../../secret",
+    ]
+    write_tree(tmp_path, [*bad, *ROWS])
+    labels = Labels("vggsound")
+    found = read(tmp_path, labels)
+    refused = [c for c in found if c.refusal]
+    assert [c.path for c in refused if c.role == "annotated"] == [
+        f"annotations.csv:{line}" for line in (4, 5, 6, 7)
+    ]
+    kinds = [c.refusal.split(":")[0] for c in refused]
+    assert kinds == ["path", "path", "row", "row", "class", "path"]
+    assert "'../../secret'" in refused[5].refusal and refused[5].role == "sound"
+    assert all(c.licence for c in refused)
+    assert len(objects(found)) == 6
+    assert labels.unknown == {"waffle_iron": 1, "waffle, hot": 1}
+
+
+def test_what_is_missing_is_counted(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS, lists=None)
+    (tmp_path / "images" / "677c122b0eaa5d16.jpg").unlink()
+    (tmp_path / "masks" / "lvis_7002.png").unlink()
+    (tmp_path / "masks" / "lvis_7005.png").unlink()
+    (tmp_path / "audios" / "aaaaaaaaaaa_000030.wav").unlink()
+    labels = Labels("vggsound")
+    found = read(tmp_path, labels)
+    assert set(objects(found)) == {"lvis_7001", "lvis_7003", "lvis_7004"}
+    assert labels.left_out == {
+        "no file category_for_vggsound_audios.pkl": 1,
+        "no image file": 1,
+        "no mask file": 2,
+        "no sound file": 1,
+    }
+
+
+def test_a_sound_given_for_two_classes_is_refused(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS)
+    (refused,) = [c for c in read(tmp_path) if c.refusal]
+    assert refused.path == "audios/-b_bbbbbbbb_30.wav" and refused.video == "-b_bbbbbbbb"
+    assert refused.refusal == "class: it is given for bus and computer_keyboard"
+
+
+def test_a_sound_that_is_not_named_as_in_vggsound_has_no_video(tmp_path: Path) -> None:
+    write_tree(tmp_path, ROWS, lists={3: ["bark_07"]})
+    write(tmp_path / "audios" / "bark_07.wav", media.encode_wav(np.full(800, 0.1, np.float32)))
+    (bark,) = [c for c in read(tmp_path) if c.path == "audios/bark_07.wav"]
+    assert (bark.class_name, bark.video, bark.origin) == ("dog", "", "VGGSound bark_07")
+
+
+class Exploit:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("protocol", range(pickle.HIGHEST_PROTOCOL + 1))
+def test_a_pickle_that_asks_for_code_runs_nothing_and_is_refused(
+    tmp_path: Path, protocol: int
+) -> None:
+    mark = tmp_path / "owned"
+    exploit = pickle.dumps({3: ["a"], 4: Exploit(mark)}, protocol=protocol)
+    write_tree(tmp_path, ROWS, lists=exploit)
+    words = r"category_for_vggsound_audios.pkl is not read: it asks for code \(posix.system\)"
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path)
+    assert not mark.exists()
+    pickle.loads(exploit)  # it does work where it is let
+    assert mark.exists()
+
+
+@pytest.mark.parametrize(
+    ("lists", "words"),
+    [
+        (pickle.dumps({np.int64(3): ["a"]}), "asks for code"),
+        (pickle.dumps({3: [b"a"]}), "something else than lists"),
+        (pickle.dumps({"dog": ["a"]}), "something else than lists"),
+        (pickle.dumps({3: "dog"}), "something else than lists"),
+        (pickle.dumps([["a"]]), "something else than lists"),
+        (pickle.dumps(LISTS)[:40], "is not read"),
+        (b"", "is not read"),
+        (b"no pickle at all", "is not read"),
+        # A memo of four thousand million slots, and a bytearray of as many gigabytes.
+        (b"\x80\x04}r" + struct.pack("<I", 0xFFFFFFFE) + b".", "is not read: it is damaged"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".", "is not read"),
+    ],
+)
+def test_a_pickle_that_is_no_list_of_sounds_is_refused(
+    tmp_path: Path, lists: bytes, words: str
+) -> None:
+    write_tree(tmp_path, ROWS, lists=lists)
+    with pytest.raises(ValueError, match=words):
+        read(tmp_path)
+    found = read(tmp_path, sound_lists="")
+    assert sounds(found) == {"audios/aaaaaaaaaaa_000030.wav": "cat"}
+
+
+def test_another_table_is_an_error_that_names_it(tmp_path: Path) -> None:
+    write_tree(tmp_path, ["a,b,c,d,e,f,g,h,i"])
+    with pytest.raises(ValueError, match=r"annotations\.csv is no table of AVS-Synthetic"):
+        read(tmp_path)
+    (tmp_path / "annotations.csv").write_bytes(b"\x89PNG\0")
+    with pytest.raises(ValueError, match=r"annotations\.csv line 1"):
+        read(tmp_path)
