@@ -15,20 +15,18 @@ from typing import Any
 from infra import cluster, config, corpus, lease, storage
 from infra.corpus import Corpus, Refused, Sample
 from pipelines.catalog import MediaConfig, look_at_media
-from synth.assets import Unusable
 from synth.catalog import Catalog
-from synth.distribute import ShardTask, workers, write_shards
-from synth.plan import ATTEMPTS, plan_digest, plan_sample, plan_shards
+from synth.distribute import ShardTask, Shared, workers, write_shards
+from synth.plan import plan_digest, plan_shards
 from synth.pools import Pools, Selected, select, split_assets
 from synth.publish import publish
 from synth.recipe import Recipe, Samples
-from synth.render import TooLittleVisible, render
+from synth.render import KIND, make_sample
 
 logger = logging.getLogger(__name__)
 
 RECIPES = Path(__file__).parent / "recipes"
 RECIPE = RECIPES / "synthesize.yaml"
-KIND = "synthetic"
 NOTES = {
     "composite": (
         "Scenes are composed: cut-outs on backgrounds, with a sound of the class that is masked.",
@@ -39,7 +37,9 @@ NOTES = {
         "A photograph, and a video that sounds come from, is in one split alone.",
     ),
 }
-SHARED_NOTE = "val and test show train's pictures and sounds in scenes and on backgrounds of their own."
+SHARED_NOTE = (
+    "val and test show train's pictures and sounds in scenes and on backgrounds of their own."
+)
 _TRIED = 4
 
 
@@ -88,8 +88,9 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     pools = split_assets(chosen.catalog, recipe)
     sources = {"catalog": catalog.fingerprint}
     values = config.to_dict(recipe)
-    # A corpus that is being extended stands there as what it was until it is committed anew.
-    if not job.extend:
+    if job.extend:
+        _check_sources(job.uri, sources)
+    else:
         corpus.check_free(job.uri, recipe=values, seed=job.seed, sources=sources)
     if job.catalog is None:
         held.check()
@@ -97,13 +98,12 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     written = write_shards(
         job.uri,
         _tasks(catalog, recipe, job.seed),
-        partial(_make, recipe=recipe, seed=job.seed, roots=catalog.roots),
-        shared=pools,
+        partial(_make, pools=Shared(pools), recipe=recipe, seed=job.seed, roots=catalog.roots),
         parallelism=job.parallelism,
         max_refused=recipe.max_refused,
         retry_refused=job.retry_refused,
     )
-    notes = NOTES[recipe.scenes]
+    notes: tuple[str, ...] = NOTES[recipe.scenes]
     if recipe.scenes == "composite" and not recipe.own_assets:
         notes = (*notes, SHARED_NOTE)
     return publish(
@@ -161,31 +161,15 @@ def _tasks(catalog: Catalog, recipe: Recipe, seed: int) -> list[ShardTask]:
 
 def _make(
     task: ShardTask,
-    pools: Mapping[str, Pools],
     *,
+    pools: Shared[dict[str, Pools]],
     recipe: Recipe,
     seed: int,
     roots: Mapping[str, str],
 ) -> Iterator[Sample | Refused]:
     """The samples of one shard."""
     for number in range(task.first, task.first + task.samples):
-        yield make_sample(pools[task.split], recipe, roots, seed, task.split, number)
-
-
-def make_sample(
-    pools: Pools, recipe: Recipe, roots: Mapping[str, str], seed: int, split: str, number: int
-) -> Sample | Refused:
-    """Plan and render one sample; what cannot be used is refused by name."""
-    reason = ""
-    for attempt in range(ATTEMPTS):
-        spec = plan_sample(pools, recipe, seed=seed, split=split, number=number, attempt=attempt)
-        try:
-            return render(spec, roots, kind=KIND, min_mask_area=recipe.min_mask_area)
-        except TooLittleVisible as error:
-            reason = str(error)
-        except Unusable as error:
-            return Refused(id=error.asset.id, source=error.asset.source, reason=error.reason)
-    return Refused(id=f"{split}-{number:08d}", source="scene", reason=reason)
+        yield make_sample(pools.get()[task.split], recipe, roots, seed, task.split, number)
 
 
 def _about(chosen: Selected, pools: Mapping[str, Pools]) -> dict[str, Any]:
@@ -229,6 +213,14 @@ def _extended(job: SynthesizeConfig) -> Recipe:
     if earlier[-1] == job.corpus.samples:
         earlier = earlier[:-1]
     return dataclasses.replace(job.corpus, grown_from=tuple(earlier))
+
+
+def _check_sources(uri: str, sources: dict[str, str]) -> None:
+    if Corpus.open(uri).manifest["sources"] != sources:
+        raise ValueError(
+            f"the corpus at {uri} cannot be extended: the media are not those that it was made of; "
+            "name its own, or make another corpus"
+        )
 
 
 def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The media that scenes are made from, decoded: read, checked against the catalog, and kept a while.
+"""The media that scenes are made from: read, checked against the catalog, decoded, kept a while.
 
 Scenes of few assets use the same ones again and again, so each process keeps what it decoded last,
 up to a number of bytes.
@@ -6,9 +6,9 @@ up to a number of bytes.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any
+from typing import Any, ParamSpec
 
 import numpy as np
 from cachetools import LRUCache, cached
@@ -22,6 +22,7 @@ from synth.tables import Background, Clip, Object, locate
 _CUTOUT_BYTES, _BACKGROUND_BYTES, _SOUND_BYTES = 256 << 20, 256 << 20, 64 << 20
 
 Asset = Object | Clip | Background
+P = ParamSpec("P")
 
 
 class Unusable(ValueError):
@@ -33,14 +34,15 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-def _cache(size: int) -> Any:
+def _cache(size: int) -> Callable[[Callable[P, np.ndarray]], Callable[P, np.ndarray]]:
     """Keeps ``size`` bytes of arrays by the content of their file and the way it is read."""
 
     def key(asset: Asset, roots: Mapping[str, str], *more: Any) -> Any:
         return hashkey(asset.file_sha256, asset.sha256, *more)
 
     store: Any = LRUCache(maxsize=size, getsizeof=lambda array: array.nbytes)
-    return cached(store, key=key, lock=Lock(), info=True)
+    decorator: Any = cached(store, key=key, lock=Lock())
+    return decorator
 
 
 def _read(asset: Asset, roots: Mapping[str, str]) -> bytes:

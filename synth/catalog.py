@@ -206,9 +206,8 @@ def assemble(roots: Mapping[str, str], tables: Mapping[str, Sequence[Rows[Any]]]
         kept[numbers] = False
         whole[name] = rows.take(kept)
     whole["refused"] = Rows.joined(Refused, refused).sorted_by_id()
-    catalog = Catalog(
-        roots=dict(roots), **{n: Rows.joined(r.row_type, [r]) for n, r in whole.items()}
-    )
+    compact: dict[str, Any] = {n: Rows.joined(r.row_type, [r]) for n, r in whole.items()}
+    catalog = Catalog(roots=dict(roots), **compact)
     _check_usable(catalog)
     return catalog
 
@@ -216,7 +215,9 @@ def assemble(roots: Mapping[str, str], tables: Mapping[str, Sequence[Rows[Any]]]
 def _duplicates(tables: Mapping[str, Rows[Any]]) -> dict[str, tuple[np.ndarray, list[str]]]:
     """By table the rows that show or sound what an earlier row does, with what is said of them."""
     ids = np.concatenate([np.asarray(rows.texts("id"), object) for rows in tables.values()])
-    contents = np.concatenate([np.asarray(rows.texts("sha256"), object) for rows in tables.values()])
+    contents = np.concatenate(
+        [np.asarray(rows.texts("sha256"), object) for rows in tables.values()]
+    )
     names = np.repeat(list(tables), [len(rows) for rows in tables.values()])
     first: dict[str, str] = {}
     found: dict[str, tuple[list[int], list[str]]] = {name: ([], []) for name in tables}
@@ -229,9 +230,7 @@ def _duplicates(tables: Mapping[str, Rows[Any]]) -> dict[str, tuple[np.ndarray, 
             found[name][0].append(position - int(starts[name]))
             found[name][1].append(f"decodes to the same content as {earlier}")
     _add_second_sources(tables["objects"], *found["objects"])
-    return {
-        name: (np.asarray(numbers, np.int64), said) for name, (numbers, said) in found.items()
-    }
+    return {name: (np.asarray(numbers, np.int64), said) for name, (numbers, said) in found.items()}
 
 
 def _add_second_sources(objects: Rows[Object], numbers: list[int], said: list[str]) -> None:
@@ -260,7 +259,7 @@ def _add_second_sources(objects: Rows[Object], numbers: list[int], said: list[st
 
 def _check_usable(catalog: Catalog) -> None:
     where = ", ".join(sorted(catalog.roots.values()))
-    needed = {"object": catalog.objects, "sound": catalog.clips}
+    needed: dict[str, Rows[Any]] = {"object": catalog.objects, "sound": catalog.clips}
     for what, rows in needed.items():
         if not len(rows):
             raise ValueError(f"{where} holds no usable {what}; {_first_refusal(catalog)}")
@@ -391,7 +390,7 @@ def _packed(candidate: Candidate) -> str:
 def _unpacked(text: str) -> Candidate:
     values = json.loads(text)
     values["annotations"] = tuple(Annotation(**a) for a in values["annotations"])
-    values["absent"] = tuple(values["absent"])
+    values["absent"], values["partial"] = tuple(values["absent"]), tuple(values["partial"])
     return Candidate(**values)
 
 

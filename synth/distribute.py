@@ -6,10 +6,11 @@ import json
 import logging
 import os
 import time
+import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, ClassVar, Generic, TypeVar
 
 import ray.data
 import ray.exceptions
@@ -19,6 +20,8 @@ from infra.config import USER_ERRORS
 from infra.corpus import Refused, Sample, ShardRecord
 
 logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
 
 # Enough tasks to keep a cluster busy, few enough that none is shorter than its own overhead.
 _BLOCKS_PER_WORKER = 8
@@ -45,8 +48,30 @@ def map_rows(
     """
     if not rows:
         return []
-    workers = parallelism or max(1, int(ray.cluster_resources().get("CPU", 1)))
-    return list(_stream(rows, fn, blocks=workers * _BLOCKS_PER_WORKER, parallelism=parallelism))
+    blocks = (parallelism or workers()) * _BLOCKS_PER_WORKER
+    return list(_stream(rows, fn, blocks=blocks, parallelism=parallelism))
+
+
+def workers() -> int:
+    """How many tasks the cluster runs at once."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))
+
+
+class Shared(Generic[T]):
+    """A large value that tasks need: in the memory of each node once, not in every task."""
+
+    _known: ClassVar[tuple[str, Any]] = ("", None)
+
+    def __init__(self, value: T) -> None:
+        self._ref = ray.put(value)
+
+    def get(self) -> T:
+        """The value; a process that asks again gets what it had."""
+        name = self._ref.hex()
+        if Shared._known[0] != name:
+            Shared._known = name, ray.get(self._ref)
+        value: T = Shared._known[1]
+        return value
 
 
 def _stream(
@@ -68,9 +93,10 @@ def _stream(
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
     data = ray.data.from_items(rows, override_num_blocks=min(len(rows), blocks))
-    answers = data.map(
-        answer, concurrency=parallelism, ray_remote_args_fn=lambda: {"max_retries": _DEATHS}
-    )
+    with warnings.catch_warnings():
+        # Ray means to drop this argument in 2.64 and has no other one for it yet.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        answers = data.map(answer, concurrency=parallelism, max_retries=_DEATHS)
     try:
         for row in answers.iter_rows():
             if row["error"]:
@@ -92,6 +118,8 @@ class ShardTask:
     number: int
     plan: str
     samples: int
+    first: int = 0
+    """The number of its first sample in the split, for whoever counts them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -102,6 +130,7 @@ class Written:
     refused: list[Refused]
     made: int
     """Shards that this run made; what follows is of these."""
+    samples: int
     bytes: int
     """Of their tars and indexes."""
     retries: int
@@ -117,6 +146,8 @@ def write_shards(
     make: Callable[[ShardTask], Iterable[Sample | Refused]],
     *,
     parallelism: int | None = None,
+    max_refused: float = 1.0,
+    retry_refused: bool = False,
 ) -> Written:
     """Write the shards that do not stand yet, one task and one commit each.
 
@@ -125,13 +156,20 @@ def write_shards(
     Args:
         make: a picklable pure function from a task to its samples.
         parallelism: how many shards are written at once; all CPUs of the cluster by default.
+        max_refused: largest share of all samples that may be refused.
+        retry_refused: make shards anew of which samples were refused.
 
     Raises:
-        ValueError: a shard could not be made from what it was given, with the reason.
+        ValueError: a shard could not be made from what it was given, with the reason, or too many
+            samples were refused.
     """
     start, retries = time.monotonic(), storage.retries()
     found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
+    if retry_refused:
+        found = {shard: standing for shard, standing in found.items() if not standing[1]}
     missing = [asdict(t) for t in tasks if (t.split, t.number) not in found]
+    most = max_refused * sum(task.samples for task in tasks)
+    _check_refused([r for _, some in found.values() for r in some], most)
     if found:
         logger.info("%d of %d shards stand already", len(found), len(tasks))
 
@@ -159,6 +197,7 @@ def write_shards(
             record = ShardRecord(**row["record"])
             refused = [Refused(**r) for r in row["refused"]]
             found[row["split"], row["number"]] = record, refused
+            _check_refused([r for _, some in found.values() for r in some] if refused else [], most)
             made.append(record)
             timings.update(row["timings"])
             again += row["retries"]
@@ -173,10 +212,24 @@ def write_shards(
         records=[record for record, _ in found.values()],
         refused=[r for _, refused in found.values() for r in refused],
         made=len(made),
+        samples=sum(record.samples for record in made),
         bytes=sum(record.bytes + record.index_bytes for record in made),
         retries=again + storage.retries() - retries,
         seconds=time.monotonic() - start,
         timings=dict(sorted(timings.items())),
+    )
+
+
+def _check_refused(refused: Sequence[Refused], most: float) -> None:
+    if len(refused) <= most:
+        return
+    kinds = Counter(row.reason.split(":")[0] for row in refused)
+    said = ", ".join(f"{count} {kind}" for kind, count in kinds.most_common())
+    first = min(refused, key=lambda row: (row.id, row.reason))
+    raise ValueError(
+        f"{len(refused)} samples were refused ({said}), more than the {most:.0f} that max_refused "
+        f"allows; the first is {first.id} ({first.reason}): mend the media and run the job again, "
+        "or raise max_refused"
     )
 
 

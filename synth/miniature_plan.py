@@ -283,9 +283,7 @@ def _draw_ways(
     return best
 
 
-def _draw_way(
-    random: np.random.Generator, row: Object, long_side: tuple[float, float]
-) -> _Way:
+def _draw_way(random: np.random.Generator, row: Object, long_side: tuple[float, float]) -> _Way:
     low, high = (share * CANVAS for share in long_side)
     # A violin as long as a pig is high would hardly be seen: thin things are drawn longer.
     low = min(high, low * (max(row.width, row.height) / min(row.width, row.height)) ** 0.5)

@@ -9,6 +9,7 @@ the drawn numbers out.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import TypeAlias
 
 from infra.config import digest, to_dict
@@ -43,7 +44,7 @@ def plan_shards(recipe: Recipe) -> list[ShardPlan]:
         earlier = [getattr(samples, split) for samples in recipe.grown_from]
         starts = [0, *earlier, getattr(recipe.samples, split)]
         number = 0
-        for begin, end in zip(starts, starts[1:], strict=False):
+        for begin, end in pairwise(starts):
             for first in range(begin, end, recipe.samples_per_shard):
                 count = min(recipe.samples_per_shard, end - first)
                 plans.append(ShardPlan(split=split, number=number, first=first, samples=count))

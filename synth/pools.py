@@ -139,7 +139,12 @@ class Pools:
 
     def licences(self) -> set[str]:
         """Of everything that a scene may be made from."""
-        parts = [*self.objects.values(), *self.clips.values(), self.backgrounds, self.silent]
+        parts: list[Rows[Any]] = [
+            *self.objects.values(),
+            *self.clips.values(),
+            self.backgrounds,
+            self.silent,
+        ]
         return set(_counted(parts, "licence"))
 
 
@@ -171,15 +176,19 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
         every = every.take(np.asarray(every.texts("mask"), object) != "")
         every = every.take(every.numbers("mask_fraction") >= recipe.min_mask_area)
     single = every.take(~every.numbers("crowd"))
+    if natural and recipe.marks == "class":
+        # A mask of all that sounds cannot be told where the source left some unmarked.
+        single = single.take(~single.numbers("partial"))
     objects, clips = by_class(single), by_class(catalog.clips.sorted_by_id())
     classes = _classes(recipe, objects, clips)
-    objects, clips = ({c: table[c] for c in classes} for table in (objects, clips))
+    objects, clips = {c: objects[c] for c in classes}, {c: clips[c] for c in classes}
     silent = catalog.silent.sorted_by_id()
     dealt = _deal_backgrounds(catalog.backgrounds, recipe)
     pools = {}
     for split in SPLITS:
         if natural or recipe.own_assets:
-            own_objects, own_clips = (_of_split(t, split, recipe) for t in (objects, clips))
+            own_objects = _of_split(objects, split, recipe)
+            own_clips = _of_split(clips, split, recipe)
         else:
             own_objects, own_clips = _shared(objects, clips, split)
         photographs = None
@@ -317,8 +326,8 @@ def _deal_backgrounds(rows: Rows[Background], recipe: Recipe) -> dict[str, Rows[
                 f"the catalog has no backgrounds {name!r}; its collections are "
                 f"{', '.join(sorted(known))}"
             )
-    wanted = np.asarray([not recipe.backgrounds or n in recipe.backgrounds for n in known] or [0])
-    chosen = rows.take(wanted.astype(bool)[codes])
+    wanted = np.asarray([not recipe.backgrounds or n in recipe.backgrounds for n in known], bool)
+    chosen = rows.take(wanted[codes] if known else np.zeros(0, bool))
     # By content, so that the same picture stays in its split whatever else the catalog holds.
     chosen = chosen.take(np.argsort(np.asarray(chosen.texts("sha256"), object)))
     edges = np.rint(np.cumsum((0.0, *recipe.background_shares)) * len(chosen)).astype(int)

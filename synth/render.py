@@ -12,8 +12,9 @@ import numpy as np
 from PIL import Image
 
 from infra import masks, media, stopwatch
-from infra.corpus import Sample
+from infra.corpus import Refused, Sample
 from synth.assets import (
+    Unusable,
     load_background,
     load_cutout,
     load_sound,
@@ -22,13 +23,36 @@ from synth.assets import (
     read_photograph,
 )
 from synth.compose import apply_light, compose, crop_background
-from synth.plan import CompositeSpec, NaturalSpec, SampleSpec
+from synth.plan import ATTEMPTS, SampleSpec, plan_sample
+from synth.plan_composite import CompositeSpec
+from synth.plan_natural import NaturalSpec
 from synth.plan_sound import PlacedSound
+from synth.pools import Pools
+from synth.recipe import Recipe
 from synth.soundtrack import loudness_db, mix, samples_of, stretch
+
+KIND = "synthetic"
+"""Of the corpora that are made here."""
 
 
 class TooLittleVisible(ValueError):
     """Less of an object is visible than the recipe asks for."""
+
+
+def make_sample(
+    pools: Pools, recipe: Recipe, roots: Mapping[str, str], seed: int, split: str, number: int
+) -> Sample | Refused:
+    """Plan and render one sample; what cannot be used is refused by name."""
+    reason = ""
+    for attempt in range(ATTEMPTS):
+        spec = plan_sample(pools, recipe, seed=seed, split=split, number=number, attempt=attempt)
+        try:
+            return render(spec, roots, kind=KIND, min_mask_area=recipe.min_mask_area)
+        except TooLittleVisible as error:
+            reason = str(error)
+        except Unusable as error:
+            return Refused(id=error.asset.id, source=error.asset.source, reason=error.reason)
+    return Refused(id=f"{split}-{number:08d}", source="scene", reason=reason)
 
 
 def render(
@@ -45,8 +69,10 @@ def render(
         TooLittleVisible: less of one is.
         synth.assets.Unusable: a file is not what the catalog saw, or gone.
     """
-    picture = _natural_picture if isinstance(spec, NaturalSpec) else _composite_picture
-    image_HW3, objects, mask_HW = picture(spec, roots, min_mask_area)
+    if isinstance(spec, NaturalSpec):
+        image_HW3, objects, mask_HW = _natural_picture(spec, roots, min_mask_area)
+    else:
+        image_HW3, objects, mask_HW = _composite_picture(spec, roots, min_mask_area)
     sound_N = _sound(spec, roots)
     on_screen = [sound for sound in spec.sounds if sound.on_screen]
     meta: dict[str, Any] = {

@@ -25,9 +25,8 @@ Row = TypeVar("Row")
 _ARROW_TYPES = {str: pa.string(), int: pa.int64(), float: pa.float64(), bool: pa.bool_()}
 # Columns in which many rows say the same: each value is kept once.
 _REPEATING = frozenset(
-    ("absent", "author", "class_name", "collection", "file_sha256", "licence", "origin", "picture")
-    + ("source", "uri", "video")
-)
+    ("absent", "author", "class_name", "collection", "file_sha256", "licence", "origin")
+) | {"picture", "source", "uri", "video"}
 _TABLE_LIMIT = 8 << 30
 
 

@@ -65,6 +65,8 @@ class Candidate:
     """The objects in an annotated photograph, those of the taxonomy's classes alone."""
     absent: tuple[str, ...] = ()
     """Classes of which the source states that the photograph does not show them."""
+    partial: tuple[str, ...] = ()
+    """Classes of which the source states that it did not mark all there are in the photograph."""
     refusal: str = ""
     """The reason where the source itself knows that it must not be used."""
 
@@ -107,6 +109,8 @@ class Object:
     """COCO's compressed run lengths; "" where the picture's alpha is the mask."""
     crowd: bool
     """Whether it is several objects that nobody told apart."""
+    partial: bool
+    """Whether the source says that more of its class is in the picture, unmarked."""
     absent: str
     """Classes that the source states are not in the picture, with ``|`` between them."""
     picture: str

@@ -76,7 +76,9 @@ def write_coco(folder: Path, *, photographs: int = 30) -> CocoConfig:
             category, colour, _, _ = CLASSES[class_name]
             mask_HW = ellipse(box)
             image_HW3[mask_HW] = colour
-            annotations.append(_annotation(len(annotations), 1000 + number, category, mask_HW, crowd))
+            annotations.append(
+                _annotation(len(annotations), 1000 + number, category, mask_HW, crowd)
+            )
         path = folder / "train2017" / f"{number:012d}.jpg"
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_bytes(media.encode_jpeg(image_HW3))

@@ -118,6 +118,7 @@ def candidates(
                 origin=_text(record.get("flickr_url")) or _text(record.get("coco_url")),
                 annotations=photograph.annotations,
                 absent=photograph.absent,
+                partial=photograph.partial,
             )
             try:
                 if photograph.refusal:
@@ -166,6 +167,7 @@ class _Photograph:
     licence: str
     annotations: tuple[Annotation, ...]
     absent: tuple[str, ...]
+    partial: tuple[str, ...]
     refusal: str
 
 
@@ -216,8 +218,17 @@ def _photographs(uri: str, stem: str, labels: Labels, denied: Denied) -> Iterato
                         if joined <= excluded and None not in marked
                     )
                 ),
+                partial=_partial(record, categories),
                 refusal=refusal,
             )
+
+
+def _partial(record: Record, categories: _Categories) -> tuple[str, ...]:
+    """The classes of which LVIS marked some instances alone."""
+    listed = record.get("not_exhaustive_category_ids")
+    known = listed if isinstance(listed, list) else []
+    found = {categories.classes.get(number) for number in known if isinstance(number, int)}
+    return tuple(sorted(name for name in found if name))
 
 
 def _read_short_arrays(

@@ -12,6 +12,7 @@ import torch
 
 from infra import media
 from infra.config import main
+from infra.video import read_video, write_video
 from model import build_save, saved
 from pipelines.predict import PredictConfig, loudest_example, predict, predict_frame, sampled_frames
 from tests.made_corpus import tone
@@ -42,7 +43,7 @@ def _pictures(count: int) -> list[np.ndarray]:
 @pytest.fixture
 def video(tmp_path: Path) -> Path:
     path = tmp_path / "-clip one.mp4"
-    media.write_video(path, _pictures(SECONDS * RATE), rate=RATE, wave_N=tone(1, SECONDS + 1))
+    write_video(path, _pictures(SECONDS * RATE), rate=RATE, wave_N=tone(1, SECONDS + 1))
     return path
 
 
@@ -77,7 +78,7 @@ def test_a_video_gives_a_mask_a_second_and_an_overlay_video(
         mask_HW = media.decode_mask(path.read_bytes())
         assert mask_HW.shape == (HEIGHT, WIDTH)
         assert mask_HW.mean() == pytest.approx(covered, abs=1e-4)
-    pictures, (wave_N, rate) = media.read_video(output / "overlay.mp4")
+    pictures, (wave_N, rate) = read_video(output / "overlay.mp4")
     shown = list(pictures)
     assert len(shown) == SECONDS and shown[0][1].shape == (HEIGHT, WIDTH, 3)
     assert len(wave_N) / rate > SECONDS - 1 and summary["overlay"] == str(output / "overlay.mp4")
@@ -99,7 +100,7 @@ def test_a_video_without_sound_is_answered_as_for_silence_with_a_warning(
     model: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     path = tmp_path / "mute.mp4"
-    media.write_video(path, _pictures(RATE), rate=RATE)
+    write_video(path, _pictures(RATE), rate=RATE)
     with caplog.at_level(logging.WARNING, "predict"):
         summary = predict(PredictConfig(model=str(model), input=str(path), output=str(tmp_path)))
     assert summary["silent"] and summary["frames"] == 1

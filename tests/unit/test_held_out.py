@@ -219,5 +219,5 @@ def test_a_table_that_is_none_of_avsbenchs_is_an_error(
 def test_a_missing_table_and_an_unknown_level_are_errors(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match=r"none\.csv does not exist"):
         guard("val_test", [str(tmp_path / "none.csv")])
-    with pytest.raises(ValueError, match="'test' is not known: use one of off, val_test"):
+    with pytest.raises(ValueError, match="'test' is not known: use one of none, val_test"):
         guard("test")

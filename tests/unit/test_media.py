@@ -241,6 +241,16 @@ def test_seconds_and_samples_are_counted_before_anything_is_unpacked() -> None:
         media.decode_audio(bytes(fast))
 
 
+def test_a_long_sound_is_read_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    stereo_NC = np.stack([tone(2.0), tone(2.0, pitch=660.0)], axis=1)
+    for kind, subtype in (("FLAC", "PCM_16"), ("OGG", "VORBIS"), ("WAV", "FLOAT")):
+        data = sound_file(stereo_NC, kind, subtype)
+        whole_N, _ = media.decode_audio(data, seconds=(0.3, 1.9))
+        with monkeypatch.context() as patch:
+            patch.setattr(media, "_BLOCK", 1_001)
+            assert np.array_equal(media.decode_audio(data, seconds=(0.3, 1.9))[0], whole_N)
+
+
 @pytest.mark.parametrize("rate", [0, 999, 384_001, 655_350])
 def test_a_rate_out_of_bounds_is_refused(rate: int) -> None:
     wav = sound_file(tone(), "WAV", "PCM_16")

@@ -139,7 +139,8 @@ def test_what_sounds_is_what_is_heard(pools: dict[str, Pools]) -> None:
 
 
 def test_shares_of_silence_and_of_several_sources_hold(pools: dict[str, Pools]) -> None:
-    recipe = dataclasses.replace(RECIPE, silence=0.2, sources=(0.5, 0.5, 0.0), object_counts=(0, 1, 0))
+    weights = {"sources": (0.5, 0.5, 0.0), "object_counts": (0, 1, 0)}
+    recipe = dataclasses.replace(RECIPE, silence=0.2, **weights)
     counts = Counter(len(spec.sounds) for spec in specs(pools, "train", 1_000, recipe=recipe))
     assert counts[0] == pytest.approx(200, abs=45)
     assert counts[2] == pytest.approx(400, abs=55)
