@@ -71,7 +71,8 @@ def _cutout(folder: Path, name: str, class_name: str, image: np.ndarray) -> Obje
     height, width = image.shape[:2]
     return Object(
         id=name, class_name=class_name, uri=name, **ORIGIN, width=width, height=height, left=0,
-        top=0, right=width, bottom=height, mask_fraction=0.7, mask="", crowd=False, partial=False, absent="",
+        top=0, right=width, bottom=height, mask_fraction=0.7, mask="", crowd=False,
+        partial=False, absent="",
         picture=name, sha256=name, file_sha256="",
     )  # fmt: skip
 
