@@ -15,7 +15,7 @@ import os
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
@@ -55,10 +55,38 @@ def parse(
     )
     parser.add_argument("--config", action="config", help="a YAML recipe; flags override it")
     parser.add_class_arguments(config_class)
-    namespace = parser.parse_args(arguments)
+    namespace = parser.parse_args(_spelled(arguments, _switches(config_class)))
     instance = parser.instantiate(namespace)
     values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values)
+
+
+def _switches(config_class: type[Any]) -> set[str]:
+    """The dotted names of all fields that are true or false."""
+    found: set[str] = set()
+    hints = get_type_hints(config_class)
+    for field in dataclasses.fields(config_class):
+        hint = hints[field.name]
+        if hint is bool:
+            found.add(field.name)
+        for kind in (hint, *get_args(hint)):
+            if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+                found |= {f"{field.name}.{name}" for name in _switches(kind)}
+    return found
+
+
+def _spelled(arguments: Sequence[str], switches: set[str]) -> list[str]:
+    """``--dry-run`` as ``--dry_run=true``: with dashes, and a switch alone, as people write it."""
+    spelled = []
+    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+        if argument.startswith("--"):
+            name, equals, value = argument[2:].partition("=")
+            name = name.replace("-", "_")
+            if name in switches and not equals and following.startswith("-"):
+                equals, value = "=", "true"
+            argument = f"--{name}{equals}{value}"
+        spelled.append(argument)
+    return spelled
 
 
 def main(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,8 @@ class Inner:
 
     depth: int = 3
     """How deep it goes."""
+    in_the_dark: bool = False
+    """Whether anybody sees it."""
     names: tuple[str, ...] = ()
     """What it is called."""
 
@@ -36,6 +38,8 @@ class Job:
     """How fast."""
     inner: Inner = field(default_factory=Inner)
     """The part."""
+    dry_run: bool = False
+    """Whether it only says what it would do."""
 
 
 @pytest.fixture
@@ -51,6 +55,17 @@ def end(argv: list[str], job: Any, capsys: Any, recipe: Path | None = None) -> t
     out, err = capsys.readouterr()
     assert isinstance(stopped.value.code, int)
     return stopped.value.code, out, err
+
+
+def test_switches_may_stand_alone_and_be_written_with_dashes() -> None:
+    plain = Job(uri="-x")
+    for argv, expected in (
+        (["--dry-run", "--uri=-x"], replace(plain, dry_run=True)),
+        (["--uri=-x", "--dry_run"], replace(plain, dry_run=True)),
+        (["--uri=-x", "--dry-run", "false"], plain),
+        (["--uri=-x", "--inner.in-the-dark"], replace(plain, inner=Inner(in_the_dark=True))),
+    ):
+        assert config.parse(Job, argv) == expected
 
 
 def test_flags_override_the_recipe_and_the_rest_stays(recipe: Path) -> None:
