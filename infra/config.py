@@ -14,6 +14,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
@@ -78,7 +79,7 @@ def _switches(config_class: type[Any]) -> set[str]:
 def _spelled(arguments: Sequence[str], switches: set[str]) -> list[str]:
     """``--dry-run`` as ``--dry_run=true``: with dashes, and a switch alone, as people write it."""
     spelled = []
-    for argument, following in zip(arguments, [*arguments[1:], "--"], strict=True):
+    for argument, following in zip_longest(arguments, arguments[1:], fillvalue="--"):
         if argument.startswith("--"):
             name, equals, value = argument[2:].partition("=")
             name = name.replace("-", "_")

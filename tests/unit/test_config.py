@@ -173,5 +173,6 @@ def test_equal_content_has_equal_digests() -> None:
     assert config.to_dict(Job(uri="x", inner=Inner(names=("a",)))) == {
         "uri": "x",
         "rate": 0.5,
-        "inner": {"depth": 3, "names": ["a"]},
+        "inner": {"depth": 3, "in_the_dark": False, "names": ["a"]},
+        "dry_run": False,
     }
