@@ -73,6 +73,11 @@ def connect(*, num_cpus: int | None = None) -> None:
         _start(num_cpus or max(_LOCAL_WORKERS, os.cpu_count() or 1))
 
 
+def job_name(what: str) -> str:
+    """What people call this job: as it was submitted, or by its process."""
+    return os.environ.get("RAY_JOB_SUBMISSION_ID") or f"{what}, process {os.getpid()}"
+
+
 def disconnect() -> None:
     """Leave the cluster; a local one ends. Never ``ray stop``, which ends everyone's Ray."""
     import ray

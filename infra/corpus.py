@@ -257,7 +257,7 @@ class Corpus:
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
             raise ValueError(f"{path} {_DAMAGED}")
         table = pq.read_table(pa.BufferReader(data))
-        return table.append_column("shard", pa.array([record.path] * len(table)))
+        return table.append_column("shard", pa.array([record.path] * len(table), pa.string()))
 
     def __getstate__(self) -> dict[str, Any]:
         # Cached copies lie on this machine; others make their own.

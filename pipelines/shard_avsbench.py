@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from infra import cluster, config, corpus
+from infra import cluster, config, corpus, lease
 from infra.corpus import Refused, Sample
 from synth import avsbench
 from synth.avsbench import ClipRow, Layout
@@ -46,6 +46,11 @@ class ShardAvsbenchConfig:
 
 def run(job: ShardAvsbenchConfig) -> dict[str, Any]:
     """Shard AVSBench; a rerun makes only what is missing."""
+    with lease.hold(job.uri, owner=cluster.job_name("shard_avsbench")) as held:
+        return _shard(job, held)
+
+
+def _shard(job: ShardAvsbenchConfig, held: lease.Held) -> dict[str, Any]:
     layout = avsbench.find(job.tree, job.subset)
     rows, refused = avsbench.clips(layout)
     recipe = {"subset": job.subset, "samples_per_shard": job.samples_per_shard}
@@ -78,6 +83,7 @@ def run(job: ShardAvsbenchConfig) -> dict[str, Any]:
         licences=layout.miniature.get("licences", [AVSBENCH_LICENCE]),
         refused=refused,
         notes=_notes(layout),
+        before_commit=held.check,
     )
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -74,8 +73,7 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
     cluster.connect()
     if job.dry_run:
         return _rehearse(job)
-    name = os.environ.get("RAY_JOB_SUBMISSION_ID") or f"synthesize, process {os.getpid()}"
-    with lease.hold(job.uri, owner=name) as held:
+    with lease.hold(job.uri, owner=cluster.job_name("synthesize")) as held:
         return _synthesize(job, held)
 
 

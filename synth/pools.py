@@ -9,7 +9,7 @@ import dataclasses
 import hashlib
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -171,40 +171,45 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
             is left without what it needs.
     """
     natural = recipe.scenes == "natural"
-    every = catalog.objects.sorted_by_id()
+    every, sounds = catalog.objects.sorted_by_id(), catalog.clips.sorted_by_id()
     if natural:
-        every = every.take(np.asarray(every.texts("mask"), object) != "")
+        every = every.take(every.given("mask"))
         every = every.take(every.numbers("mask_fraction") >= recipe.min_mask_area)
-    single = every.take(~every.numbers("crowd"))
-    if natural and recipe.marks == "class":
-        # A mask of all that sounds cannot be told where the source left some unmarked.
-        single = single.take(~single.numbers("partial"))
-    objects, clips = by_class(single), by_class(catalog.clips.sorted_by_id())
+    objects, clips = by_class(_single(every, recipe)), by_class(sounds)
     classes = _classes(recipe, objects, clips)
-    objects, clips = {c: objects[c] for c in classes}, {c: clips[c] for c in classes}
+    objects, clips = _only(classes, objects), _only(classes, clips)
     silent = catalog.silent.sorted_by_id()
-    dealt = _deal_backgrounds(catalog.backgrounds, recipe)
+    own_backgrounds = _deal_backgrounds(catalog.backgrounds, recipe)
+    own_every, own_sounds = _deal(every, recipe), _deal(sounds, recipe)
     pools = {}
     for split in SPLITS:
         if natural or recipe.own_assets:
-            own_objects = _of_split(objects, split, recipe)
-            own_clips = _of_split(clips, split, recipe)
+            own_objects = _only(classes, by_class(_single(own_every[split], recipe)))
+            own_clips = _only(classes, by_class(own_sounds[split]))
         else:
             own_objects, own_clips = _shared(objects, clips, split)
         photographs = None
         if natural:
-            usable = own_objects.keys() & own_clips.keys()
-            own_objects = {c: rows for c, rows in own_objects.items() if c in usable}
-            photographs = _photographs(_of_split({"": every}, split, recipe).get(""), own_objects)
+            own_objects = _only(own_clips, own_objects)
+            photographs = _photographs(own_every[split], own_objects)
         pools[split] = Pools(
             objects=own_objects,
             clips=own_clips,
-            backgrounds=dealt[split],
+            backgrounds=own_backgrounds[split],
             silent=silent,
             photographs=photographs,
         )
         _check_enough(split, pools[split], recipe)
     return pools
+
+
+def _single(objects: Rows[Object], recipe: Recipe) -> Rows[Object]:
+    """Those that a sample can be about."""
+    single = objects.take(~objects.numbers("crowd"))
+    if recipe.scenes == "natural" and recipe.marks == "class":
+        # A mask of all that sounds cannot be told where the source left some unmarked.
+        single = single.take(~single.numbers("partial"))
+    return single
 
 
 def by_class(rows: Rows[_Row]) -> dict[str, Rows[_Row]]:
@@ -217,6 +222,11 @@ def by_class(rows: Rows[_Row]) -> dict[str, Rows[_Row]]:
         for i, name in enumerate(values)
         if edges[i] < edges[i + 1]
     }
+
+
+def _only(classes: Collection[str], table: dict[str, Rows[_Row]]) -> dict[str, Rows[_Row]]:
+    """The table without the rows of other classes."""
+    return {name: rows for name, rows in table.items() if name in classes}
 
 
 def _classes(
@@ -253,28 +263,22 @@ def _shared(
     )
 
 
-def _of_split(table: dict[str, Rows[_Row]], split: str, recipe: Recipe) -> dict[str, Rows[_Row]]:
-    """The rows whose picture or video falls to the split."""
-    own = (TRAIN, VAL, TEST)
-    if split not in own:
-        return {}
+def _deal(rows: Rows[_Row], recipe: Recipe) -> dict[str, Rows[_Row]]:
+    """The rows of each split, by where their picture or video falls; none for unseen."""
+    place = _places(rows)
     edges = np.cumsum((0.0, *recipe.asset_shares))
     edges[-1] = 1.0
-    low, high = edges[own.index(split)], edges[own.index(split) + 1]
-    chosen = {}
-    for name, rows in table.items():
-        place = _places(rows)
-        inside = rows.take((place >= low) & (place < high))
-        if len(inside):
-            chosen[name] = inside
-    return chosen
+    dealt = {UNSEEN: rows[:0]}
+    for split, low, high in zip((TRAIN, VAL, TEST), edges, edges[1:], strict=False):
+        dealt[split] = rows.take((place >= low) & (place < high))
+    return dealt
 
 
 def _places(rows: Rows[Any]) -> np.ndarray:
     """A number in [0, 1) for each row, equal for what must not be parted."""
     if rows.row_type is Object:
         codes, pictures = rows.coded("picture")
-        return np.asarray([_place(picture) for picture in pictures])[codes]
+        return np.asarray([_place(picture) for picture in pictures] or [0.0])[codes]
     codes, videos = rows.coded("video")
     of_video = np.asarray([_place(_hash(v)) if v else 0.0 for v in videos] or [0.0])
     no_video = np.asarray([not video for video in videos] or [True])
@@ -292,10 +296,8 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _photographs(
-    objects: Rows[Object] | None, single: dict[str, Rows[Object]]
-) -> Photographs | None:
-    if objects is None or not single:
+def _photographs(objects: Rows[Object], single: dict[str, Rows[Object]]) -> Photographs | None:
+    if not single:
         return None
     picture, _ = objects.coded("picture")
     _, picture = np.unique(picture, return_inverse=True)
@@ -303,10 +305,11 @@ def _photographs(
     by_picture = np.argsort(picture, kind="stable")
     starts = np.searchsorted(picture[by_picture], np.arange(picture.max(initial=-1) + 2))
     # By content, which is as good as by chance, and the same whatever else the catalog holds.
-    shuffled = np.argsort(np.asarray(objects.texts("sha256"), "S64"), kind="stable")
+    shuffled = objects.order_by("sha256")
     usable = np.isin(kind, [kinds.index(name) for name in single]) & ~objects.numbers("crowd")
     shuffled = shuffled[usable[shuffled]]
-    order = {name: shuffled[kind[shuffled] == kinds.index(name)] for name in sorted(single)}
+    kind_of_shuffled = kind[shuffled]
+    order = {name: shuffled[kind_of_shuffled == kinds.index(name)] for name in sorted(single)}
     return Photographs(
         objects=objects,
         order={"": shuffled, **order},
@@ -329,7 +332,7 @@ def _deal_backgrounds(rows: Rows[Background], recipe: Recipe) -> dict[str, Rows[
     wanted = np.asarray([not recipe.backgrounds or n in recipe.backgrounds for n in known], bool)
     chosen = rows.take(wanted[codes] if known else np.zeros(0, bool))
     # By content, so that the same picture stays in its split whatever else the catalog holds.
-    chosen = chosen.take(np.argsort(np.asarray(chosen.texts("sha256"), object)))
+    chosen = chosen.take(chosen.order_by("sha256"))
     edges = np.rint(np.cumsum((0.0, *recipe.background_shares)) * len(chosen)).astype(int)
     return {split: chosen[edges[i] : edges[i + 1]] for i, split in enumerate(SPLITS)}
 

@@ -58,6 +58,7 @@ class Rows(Sequence[Row], Generic[Row]):
         self.table = table
         self.chosen = chosen
         self._columns: list[tuple[str, Any]] | None = None
+        self._digest = ""
 
     def __getstate__(self) -> dict[str, Any]:
         return {**self.__dict__, "_columns": None}
@@ -143,34 +144,44 @@ class Rows(Sequence[Row], Generic[Row]):
 
     def texts(self, name: str) -> list[str]:
         """A column of strings."""
-        codes, values = self.coded(name)
-        return [values[code] for code in codes.tolist()]
+        return self._column(name).to_pylist()
+
+    def given(self, name: str) -> np.ndarray:
+        """Where a column of strings, none of which repeats, is not empty: bool ``[rows]``."""
+        given = np.asarray(pc.binary_length(self.table.column(name))) > 0
+        return given if self.chosen is None else given[self.chosen]
+
+    def order_by(self, name: str) -> np.ndarray:
+        """The positions of the rows in the order of a column of strings."""
+        return np.asarray(pc.sort_indices(self._column(name)))
 
     def sorted_by_id(self) -> Rows[Row]:
         """The same rows in the order of their ids."""
-        ids = pa.array(self.table.column("id").combine_chunks()).take(pa.array(self._positions()))
-        order = np.asarray(pc.sort_indices(ids))
-        return self.take(order)
+        return self.take(self.order_by("id"))
 
-    def _positions(self) -> np.ndarray:
-        return np.arange(self.table.num_rows) if self.chosen is None else self.chosen
+    def _column(self, name: str) -> pa.ChunkedArray:
+        """A column of just these rows."""
+        column = self.table.column(name)
+        return column if self.chosen is None else column.take(pa.array(self.chosen))
 
     def digest(self) -> str:
         """sha256 of the content, which does not depend on how the table is kept."""
-        total = hashlib.sha256()
-        table = self.selected().cast(_plain(self.row_type))
-        for name in table.column_names:
-            column = table.column(name)
-            total.update(f"{name} {column.type} {len(column)}\n".encode())
-            for chunk in column.chunks:
-                if pa.types.is_string(chunk.type):
-                    total.update(np.asarray(pc.binary_length(chunk)).astype("<i4").tobytes())
-                else:
-                    total.update(np.ascontiguousarray(np.asarray(chunk)).tobytes())
-            if pa.types.is_string(column.type):
+        if not self._digest:
+            total = hashlib.sha256()
+            for field in _plain(self.row_type):
+                # One column after the other: spelled out together they fill gigabytes.
+                column = self._column(field.name).cast(field.type)
+                total.update(f"{field.name} {column.type} {len(column)}\n".encode())
                 for chunk in column.chunks:
-                    total.update("".join(chunk.to_pylist()).encode())
-        return total.hexdigest()
+                    if pa.types.is_string(chunk.type):
+                        total.update(np.asarray(pc.binary_length(chunk)).astype("<i4").tobytes())
+                    else:
+                        total.update(np.ascontiguousarray(np.asarray(chunk)).tobytes())
+                if pa.types.is_string(column.type):
+                    for chunk in column.chunks:
+                        total.update(_letters(chunk))
+            self._digest = total.hexdigest()
+        return self._digest
 
     def write(self, uri: str) -> None:
         """Write the rows as one Parquet file, equal rows in equal bytes."""
@@ -203,6 +214,16 @@ class Rows(Sequence[Row], Generic[Row]):
         except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
             raise ValueError(f"{uri} is no table of {row_type.__name__}: {error}") from None
         return cls(row_type, table)
+
+
+def _letters(strings: pa.StringArray) -> pa.Buffer | bytes:
+    """The UTF-8 of all strings, one after the other, without a copy."""
+    _, offsets, letters = strings.buffers()
+    if letters is None:
+        return b""
+    ends = np.frombuffer(offsets, np.int32)
+    first, last = ends[strings.offset], ends[strings.offset + len(strings)]
+    return letters.slice(int(first), int(last - first))
 
 
 def _plain(row_type: type[Any]) -> pa.Schema:

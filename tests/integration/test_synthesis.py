@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -11,6 +13,7 @@ import time
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import ray
 
@@ -57,7 +60,10 @@ def made(media: Path, uri: Path, *, recipe: Recipe = RECIPE, **more: Any) -> dic
 def command(uri: Path | str, *more: str, recipe: Recipe = RECIPE) -> list[str]:
     """The real command line for a recipe."""
     values = config.to_dict(recipe)
-    flags = [f"--corpus.{name}={json.dumps(value)}" for name, value in values.items()]
+    flags = [
+        f"--corpus.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in values.items()
+    ]
     script = str(ROOT / "pipelines" / "synthesize.py")
     return [sys.executable, script, f"--uri={uri}", *flags, *more]
 
@@ -183,21 +189,48 @@ def test_bad_input_ends_with_one_sentence_and_no_corpus(
     assert (Path(one_worker["uri"]) / "corpus.json").read_bytes() == manifest
 
 
-def test_media_that_went_bad_since_the_catalog_end_the_job_by_name(
+def refused(uri: Path) -> dict[str, str]:
+    """Reasons by id."""
+    rows = pq.read_table(uri / "refused.parquet").to_pylist()
+    return {row["id"]: row["reason"] for row in rows}
+
+
+def test_media_that_went_bad_since_the_catalog_are_refused_by_name(tmp_path: Path) -> None:
+    folder, uri = tmp_path / "media", tmp_path / "corpus"
+    made_catalog(folder).write(str(tmp_path / "catalog"))
+    (folder / "sounds" / "drum" / "0.wav").write_bytes(b"went bad")
+    (folder / "objects" / "siren" / "0.png").unlink()
+    recipe = dataclasses.replace(RECIPE, max_refused=0.9)
+    summary = made(folder, uri, recipe=recipe, catalog=str(tmp_path / "catalog"))
+    assert refused(uri) == {
+        "sounds/drum/0.wav": "changed: the file is not the one that the catalog looked at",
+        "objects/siren/0.png": "missing: the file is gone since the catalog was made",
+    }
+    assert summary["refused_by_reason"] == {"changed": 1, "missing": 1}
+    corpus = Corpus.open(str(uri))
+    assert 0 < summary["samples"] < 24
+    for split in corpus.splits:
+        for row in range(len(corpus.table(split))):
+            meta = corpus.read(split, row, names=()).meta
+            used = {*meta["sound"], *(shown["asset"] for shown in meta["objects"][0])}
+            assert used.isdisjoint(refused(uri)), meta
+
+
+def test_too_many_refused_samples_stop_the_job_with_a_report_and_no_corpus(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    folder = tmp_path / "media"
+    folder, uri = tmp_path / "media", tmp_path / "corpus"
     made_catalog(folder).write(str(tmp_path / "catalog"))
     for picture in (folder / "backgrounds").iterdir():
         picture.write_bytes(b"went bad")
-    argv = command(tmp_path / "corpus", f"--catalog={tmp_path / 'catalog'}")[2:]
+    argv = command(uri, f"--catalog={tmp_path / 'catalog'}")[2:]
     with pytest.raises(SystemExit) as stopped:
         config.main(run, SynthesizeConfig, argv=argv)
     assert stopped.value.code == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert last.startswith(f"error: {folder}/backgrounds/")
-    assert "cannot be used: the picture cannot be decoded" in last
-    assert not (tmp_path / "corpus" / "corpus.json").exists()
+    assert re.match(r"error: \d+ samples were refused \(\d+ changed\), more than the 5 ", last), last
+    assert "the first is backgrounds/" in last and "raise max_refused" in last
+    assert not (uri / "corpus.json").exists()
 
 
 def test_the_summary_is_the_last_line_of_the_real_command(media: Path, tmp_path: Path) -> None:
