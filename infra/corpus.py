@@ -21,18 +21,20 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import asdict
-from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra import storage
 from infra.config import canonical_json
 from infra.config import digest as digest_of
+from infra.member_index import MemberIndex, check_header, check_index
+from infra.shard_cache import DAMAGED, ShardCache
 from infra.shards import (
     Refused,
     Sample,
@@ -62,8 +64,6 @@ MANIFEST = "corpus.json"
 _SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
-# A rerun goes by sizes and would take it for sound.
-_DAMAGED = "does not match its checksum: remove it and run the job that makes the corpus again"
 
 
 def build_manifest(
@@ -182,10 +182,16 @@ class Corpus:
     """A committed corpus, read by offset.
 
     Local shards are read in place; shards on object storage are copied once into the local
-    cache, their checksum verified there.
+    cache (``infra.shard_cache``), their size and sha256 verified there. Of a local shard the size
+    is verified, and that it stays the same file, unchanged; its sha256 only on request, because
+    that reads all of it. A shard is opened anew for each sample: that costs what it would to ask
+    whether an open one is still the file of that name, and a corpus can have more shards than a
+    process may open files.
     """
 
-    def __init__(self, uri: str, manifest: dict[str, Any], sha256: str) -> None:
+    def __init__(
+        self, uri: str, manifest: dict[str, Any], sha256: str, *, verify: bool = False
+    ) -> None:
         self.uri = uri
         self.manifest = manifest
         self.sha256 = sha256
@@ -194,12 +200,18 @@ class Corpus:
             # A manifest comes from outside and names files that will be read and cached.
             if not _SHARD_PATH.fullmatch(record.path) or not _SHA256.fullmatch(record.sha256):
                 raise ValueError(f"{uri}/{MANIFEST} names a shard {record.path!r}: it is damaged")
+        self._verify = verify
         self._tables: dict[str, pa.Table] = {}
-        self._paths: dict[str, Path] = {}
+        self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], np.ndarray]] = {}
+        self._cache: ShardCache | None = None
+        self._seen: dict[str, tuple[int, ...]] = {}
 
     @classmethod
-    def open(cls, uri: str) -> Corpus:
+    def open(cls, uri: str, *, verify: bool = False) -> Corpus:
         """Open the corpus at ``uri``.
+
+        Args:
+            verify: compare the sha256 of local shards too, each when it is first read.
 
         Raises:
             FileNotFoundError: no committed corpus stands there.
@@ -221,7 +233,7 @@ class Corpus:
                     f"{uri} has corpus format {version}, this reads {FORMAT_VERSION}: "
                     "write the corpus again"
                 )
-            return cls(uri, manifest, hashlib.sha256(data).hexdigest())
+            return cls(uri, manifest, hashlib.sha256(data).hexdigest(), verify=verify)
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
             raise ValueError(
                 f"{uri}/{MANIFEST} is damaged: remove it and write the corpus again"
@@ -247,72 +259,146 @@ class Corpus:
         if split not in self.manifest["splits"]:
             raise ValueError(f"{self.uri} has no split {split!r}, only {', '.join(self.splits)}")
         if split not in self._tables:
-            tables = [self._read_index(r) for r in self.shards if r.split == split]
-            self._tables[split] = pa.concat_tables(tables)
+            records = [r for r in self.shards if r.split == split]
+            uris = [storage.join(self.uri, r.index) for r in records]
+            tables = [
+                self._read_index(record, uri, data)
+                for record, uri, data in zip(records, uris, storage.read_many(uris), strict=True)
+            ]
+            self._tables[split] = pa.concat_tables(tables).combine_chunks()
         return self._tables[split]
 
-    def _read_index(self, record: ShardRecord) -> pa.Table:
-        path = storage.join(self.uri, record.index)
-        data = storage.read_bytes(path)
+    def _read_index(self, record: ShardRecord, uri: str, data: bytes | None) -> pa.Table:
+        if data is None:
+            raise FileNotFoundError(f"{uri} does not exist: check the path or URI")
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
-            raise ValueError(f"{path} {_DAMAGED}")
+            raise ValueError(f"{uri} {DAMAGED}")
         table = pq.read_table(pa.BufferReader(data))
+        try:
+            check_index(table, record.bytes)
+        except ValueError as error:
+            raise ValueError(f"{uri} does not fit its tar: {error}; write it again") from None
         return table.append_column("shard", pa.array([record.path] * len(table), pa.string()))
+
+    def index(self, split: str) -> MemberIndex:
+        """Where the members of a split's samples lie."""
+        return self._index(split)[0]
+
+    def _index(self, split: str) -> tuple[MemberIndex, list[ShardRecord], np.ndarray]:
+        """The index of a split, its shards, and the number of each one's first row, and the end."""
+        if split not in self._indices:
+            records = [r for r in self.shards if r.split == split]
+            first = np.cumsum([0, *(r.samples for r in records)])
+            self._indices[split] = MemberIndex(self.table(split)), records, first
+        return self._indices[split]
+
+    def shard_sizes(self, split: str) -> tuple[int, ...]:
+        """Samples of each shard of a split, in the order of ``table``."""
+        return tuple(np.diff(self._index(split)[2]).tolist())
 
     def __getstate__(self) -> dict[str, Any]:
         # Cached copies lie on this machine; others make their own.
-        return {**self.__dict__, "_paths": {}}
+        return {**self.__dict__, "_cache": None, "_indices": {}}
 
-    def read(self, split: str, row: int, *, names: Sequence[str] | None = None) -> Sample:
+    def read(self, split: str, row: int, *, names: Collection[str] | None = None) -> Sample:
         """The sample in ``row`` of ``table(split)``, all members or only those in ``names``."""
-        table = self.table(split)
-        record = table.slice(row, 1).to_pylist()[0]
-        members: dict[str, bytes] = {}
-        meta: dict[str, Any] = {}
-        # Opened anew for every sample: a corpus can have more shards than a process open files.
-        with self._path(record["shard"]).open("rb", buffering=0) as file:
-            for member in record["members"]:
-                name = member["name"]
-                if names is not None and name not in names and name != "json":
-                    continue
-                data = os.pread(file.fileno(), member["size"], member["offset"])
-                if len(data) != member["size"]:
+        key, members = self.read_members(
+            split, row, names=None if names is None else {*names, "json"}
+        )
+        return Sample(key=key, meta=json.loads(members.pop("json")), members=members)
+
+    def read_members(
+        self, split: str, row: int, *, names: Collection[str] | None = None
+    ) -> tuple[str, dict[str, bytes]]:
+        """The key and the members of a sample as they are stored, ``json`` among them.
+
+        Raises:
+            ValueError: the shard is missing, damaged, or changed since it was first read.
+        """
+        index, records, first = self._index(split)
+        record = records[int(np.searchsorted(first, row, side="right")) - 1]
+        key = index.key(row)
+        found: dict[str, bytes] = {}
+        with self._opened(record) as descriptor:
+            for member in index.members(row, names):
+                header = os.pread(descriptor, member.offset - member.start, member.start)
+                data = os.pread(descriptor, member.size, member.offset)
+                if len(data) != member.size:
                     raise ValueError(
-                        f"{self.uri}/{record['shard']} ends inside {record['key']}.{name}: "
-                        "the shard is damaged, write it again"
+                        f"{self.uri}/{record.path} ends inside {key}.{member.name}: the shard is "
+                        "damaged, write it again"
                     )
-                if name == "json":
-                    meta = json.loads(data)
-                else:
-                    members[name] = data
-        return Sample(key=record["key"], members=members, meta=meta)
+                try:
+                    check_header(header, key, member)
+                except ValueError as error:
+                    raise ValueError(f"{self.uri}/{record.path} {DAMAGED} ({error})") from None
+                found[member.name] = data
+        return key, found
 
-    def _path(self, path: str) -> Path:
-        """Where a shard lies on this machine."""
-        if path not in self._paths:
-            uri = storage.join(self.uri, path)
-            record = next(r for r in self.shards if r.path == path)
-            local = _local_shard(uri, record) if uri.startswith("s3://") else Path(uri)
-            if not local.is_file() or local.stat().st_size != record.bytes:
-                raise ValueError(f"{uri} is missing or cut short: write the corpus again")
-            self._paths[path] = local
-        return self._paths[path]
+    def shards_ahead(self, split: str, rows: Iterable[int]) -> list[ShardRecord]:
+        """What ``fetch`` should bring before some samples are read, in that order.
 
+        No more than half of what the cache may hold, and nothing for a corpus on a disk.
+        """
+        if not self.is_remote:
+            return []
+        _, records, first = self._index(split)
+        numbers = np.searchsorted(first, np.fromiter(rows, np.int64), side="right") - 1
+        ahead: list[ShardRecord] = []
+        for number in dict.fromkeys(numbers.tolist()):
+            ahead.append(records[number])
+            if sum(record.bytes for record in ahead) > self._shard_cache().limit // 2:
+                return ahead[:-1]
+        return ahead
 
-def _local_shard(uri: str, record: ShardRecord) -> Path:
-    """The cached copy of a shard; its name is its checksum, so it can never be stale."""
-    local = storage.cache_folder() / "shards" / f"{record.sha256}.tar"
-    if local.is_file() and local.stat().st_size == record.bytes:
-        return local
-    # It gets its name when it is known to be right: others take it as it stands.
-    arriving = local.with_name(f".{record.sha256}.{os.getpid()}")
-    try:
-        storage.download(uri, arriving)
-        with arriving.open("rb") as file:
-            found = hashlib.file_digest(file, "sha256").hexdigest()
-        if found != record.sha256:
-            raise ValueError(f"{uri} {_DAMAGED}")
-        arriving.replace(local)
-    finally:
-        arriving.unlink(missing_ok=True)
-    return local
+    def fetch(self, record: ShardRecord) -> None:
+        """Bring a shard from object storage into the local cache."""
+        self._shard_cache().fetch(self._uri_of(record), record)
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether its shards lie on object storage and are read from the local cache."""
+        return self.uri.startswith("s3://")
+
+    def _uri_of(self, record: ShardRecord) -> str:
+        return f"{self.uri}/{record.path}"
+
+    def _shard_cache(self) -> ShardCache:
+        if self._cache is None:
+            self._cache = ShardCache()
+        return self._cache
+
+    @contextmanager
+    def _opened(self, record: ShardRecord) -> Iterator[int]:
+        """A descriptor of a shard as it was at the first read."""
+        uri = self._uri_of(record)
+        if self.is_remote:
+            with self._shard_cache().reading(uri, record) as descriptor:
+                yield descriptor
+            return
+        try:
+            descriptor = os.open(uri, os.O_RDONLY)
+        except (FileNotFoundError, IsADirectoryError):
+            raise ValueError(f"{uri} is missing or cut short: write the corpus again") from None
+        try:
+            self._check_same(uri, record, descriptor)
+            yield descriptor
+        finally:
+            os.close(descriptor)
+
+    def _check_same(self, uri: str, record: ShardRecord, descriptor: int) -> None:
+        status = os.fstat(descriptor)
+        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
+        seen = self._seen.get(record.path)
+        if seen == identity:
+            return
+        if seen is not None:
+            raise ValueError(f"{uri} changed since it was first read: open the corpus again")
+        if status.st_size != record.bytes:
+            raise ValueError(f"{uri} is missing or cut short: write the corpus again")
+        if self._verify:
+            with os.fdopen(os.dup(descriptor), "rb") as file:
+                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
+                    raise ValueError(f"{uri} {DAMAGED}")
+        self._seen[record.path] = identity
+

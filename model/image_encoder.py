@@ -204,15 +204,12 @@ class Attention(nn.Module):
             self.rel_pos_w = nn.Parameter(torch.zeros(2 * window - 1, dim // heads))
 
     def forward(self, x_BHWC: Tensor) -> Tensor:
-        height, width = x_BHWC.shape[1:3]
-        qkv_BHWC = self.qkv(x_BHWC)
+        rows, columns = (_spans(length, self.window) for length in x_BHWC.shape[1:3])
         # At most four rectangles: full windows, and those cut by the right and the bottom edge.
-        columns = _spans(width, self.window)
+        # Split, not sliced: a slice's gradient is a whole grid of zeros, to be added up.
         bands = [
-            _join(
-                [self._attend(qkv_BHWC[:, top:end, left:right]) for left, right in columns], axis=2
-            )
-            for top, end in _spans(height, self.window)
+            _join([self._attend(part) for part in band.split(columns, 2)], axis=2)
+            for band in self.qkv(x_BHWC).split(rows, 1)
         ]
         out: Tensor = self.proj(_join(bands, axis=1))
         return out
@@ -282,10 +279,10 @@ def _wide(tensor: Tensor) -> torch.dtype:
     return torch.promote_types(tensor.dtype, torch.float32)
 
 
-def _spans(length: int, window: int) -> list[tuple[int, int]]:
-    """The part of an axis that whole windows cover, and the rest, where there are such."""
-    whole = length // window * window
-    return [span for span in ((0, whole), (whole, length)) if span[0] < span[1]]
+def _spans(length: int, window: int) -> list[int]:
+    """How much of an axis whole windows cover, and how much is left, where there is such."""
+    rest = length % window
+    return [span for span in (length - rest, rest) if span]
 
 
 def _join(parts: list[Tensor], *, axis: int) -> Tensor:

@@ -28,9 +28,9 @@ from infra.config import main
 from infra.video import read_video, write_video
 from model import SAVE
 from training.checkpoint import load_model
-from training.data import EXAMPLE_HOP, EXAMPLE_SAMPLES, clip_log_mel, normalise_image
 from training.evaluation import predict_clip
 from training.overlay import overlay
+from training.samples import EXAMPLE_HOP, EXAMPLE_SAMPLES, clip_log_mel, normalise_image
 
 log = logging.getLogger("predict")
 

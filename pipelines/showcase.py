@@ -14,9 +14,9 @@ from model import SAVE
 from pipelines.predict import PredictConfig, predict
 from synth.catalog import Catalog
 from synth.tables import Clip, Photo
-from training.data import load_sound
 from training.evaluation import examples
 from training.overlay import contact_sheet
+from training.samples import load_sound
 
 _ROWS = 8
 _FRAME_RATE = 8

@@ -6,6 +6,7 @@ import dataclasses
 import logging
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -84,14 +85,12 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
-    sources = {"catalog": catalog.fingerprint}
-    values = config.to_dict(recipe)
-    if job.extend:
-        _check_sources(job.uri, sources)
-    else:
-        corpus.check_free(job.uri, recipe=values, seed=job.seed, sources=sources)
+    grown = _check_place(job, recipe, catalog)
     if job.catalog is None:
         held.check()
+        if grown:
+            # Its shards are about to be replaced: better none than one of two halves.
+            storage.remove(storage.join(job.uri, corpus.MANIFEST))
         catalog.write(beside)
     written = write_shards(
         job.uri,
@@ -109,8 +108,8 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         written,
         kind=KIND,
         seed=job.seed,
-        recipe=values,
-        sources=sources,
+        recipe=config.to_dict(recipe),
+        sources={"catalog": catalog.fingerprint},
         licences=sorted(set().union(*(pool.licences() for pool in pools.values()))),
         refused=[*catalog.refused, *chosen.refused],
         notes=notes,
@@ -132,6 +131,7 @@ def _check_refusals(catalog: Catalog, recipe: Recipe) -> None:
     looked_at = {"unreadable", "missing", "mask", "size"}
     counts = {k: n for k, n in catalog.refused_by_reason.items() if k in looked_at}
     accepted = len(catalog.objects) + len(catalog.clips) + len(catalog.backgrounds)
+    accepted += len(catalog.silent) + len(catalog.photos)
     share = sum(counts.values()) / (sum(counts.values()) + accepted)
     if share > recipe.max_refused:
         worst = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
@@ -213,12 +213,31 @@ def _extended(job: SynthesizeConfig) -> Recipe:
     return dataclasses.replace(job.corpus, grown_from=tuple(earlier))
 
 
-def _check_sources(uri: str, sources: dict[str, str]) -> None:
-    if Corpus.open(uri).manifest["sources"] != sources:
-        raise ValueError(
-            f"the corpus at {uri} cannot be extended: the media are not those that it was made of; "
-            "name its own, or make another corpus"
-        )
+def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> bool:
+    """Whether the corpus that stands at the URI has to be made anew with what came in.
+
+    A mended input is one more that every sample may be drawn from, so that none stays as it was.
+
+    Raises:
+        ValueError: a corpus stands there that this job may not change.
+    """
+    sources = {"catalog": catalog.fingerprint}
+    if job.extend:
+        if Corpus.open(job.uri).manifest["sources"] != sources:
+            raise ValueError(
+                f"the corpus at {job.uri} cannot be extended: the media are not those that it was "
+                "made of; name its own, or make another corpus"
+            )
+        return False
+    grown = False
+    if job.retry_refused and job.catalog is None:
+        with suppress(FileNotFoundError, ValueError):
+            earlier = Catalog.read(storage.join(job.uri, "catalog"))
+            before = {"catalog": earlier.fingerprint}
+            if earlier.offered == catalog.offered and before != sources:
+                sources, grown = before, True
+    corpus.check_free(job.uri, recipe=config.to_dict(recipe), seed=job.seed, sources=sources)
+    return grown
 
 
 def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
@@ -228,8 +247,11 @@ def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
+    _check_place(job, recipe, catalog)
     tasks = _tasks(catalog, recipe, job.seed)
     standing = corpus.standing_shards(job.uri, {(t.split, t.number): t.plan for t in tasks})
+    if job.retry_refused:
+        standing = {shard: stands for shard, stands in standing.items() if not stands[1]}
     missing = [t for t in tasks if (t.split, t.number) not in standing]
     splits: dict[str, dict[str, Any]] = {}
     size = spent = 0.0

@@ -25,6 +25,7 @@ import numpy as np
 from infra import config, storage
 from synth.inspection import MAX_BYTES, Accepted, inspect, refuse
 from synth.rows import Rows
+from synth.sources import Offer
 from synth.tables import (
     MEDIA,
     Annotation,
@@ -80,7 +81,7 @@ class Catalog:
     left_out: dict[str, dict[str, int]] = field(default_factory=dict)
     """How many records of each source gave no candidate, by reason."""
     offered: str = ""
-    """sha256 of the candidates that were looked at."""
+    """sha256 of the candidates that were looked at, and of the folders that they lie in."""
 
     @property
     def folder(self) -> str:
@@ -90,8 +91,7 @@ class Catalog:
     @property
     def classes(self) -> list[str]:
         """The classes that have both an object and a clip, sorted."""
-        pictured = set(self.objects.coded("class_name")[1])
-        return sorted(pictured & set(self.clips.coded("class_name")[1]))
+        return sorted({*self.objects.distinct("class_name")} & {*self.clips.distinct("class_name")})
 
     @property
     def fingerprint(self) -> str:
@@ -299,11 +299,14 @@ def build_catalog(
         map_rows: who applies a function to every row, in any order (``distribute.map_rows``
             does it on a Ray cluster).
     """
-    folders = {MEDIA: roots} if isinstance(roots, str) else dict(roots)
-    folders = {name: storage.normalise(folder) for name, folder in folders.items()}
-    digest = OfferDigest()
+    folders = _normalised({MEDIA: roots} if isinstance(roots, str) else roots)
+    digest = OfferDigest(folders)
     parts = _look(folders, digest.passing(candidates), map_rows)
     return _described(assemble(folders, parts), candidates, digest.value)
+
+
+def _normalised(folders: Mapping[str, str]) -> dict[str, str]:
+    return {name: storage.normalise(folder) for name, folder in folders.items()}
 
 
 def look_again(
@@ -339,9 +342,10 @@ def _described(catalog: Catalog, candidates: Iterable[Candidate], offered: str) 
 
 
 class OfferDigest:
-    """sha256 of candidates in any order, taken as they pass."""
+    """sha256 of candidates in any order, taken as they pass, and of the folders of their roots."""
 
-    def __init__(self) -> None:
+    def __init__(self, folders: Mapping[str, str]) -> None:
+        self._folders = config.digest(dict(folders)).encode()
         self._digests: list[bytes] = []
 
     def passing(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
@@ -353,13 +357,13 @@ class OfferDigest:
     @property
     def value(self) -> str:
         """Of all that have passed."""
-        return hashlib.sha256(b"".join(sorted(self._digests))).hexdigest()
+        return hashlib.sha256(b"".join([self._folders, *sorted(self._digests)])).hexdigest()
 
 
-def digest_of_offer(candidates: Iterable[Candidate]) -> str:
-    """What ``Catalog.offered`` is of a catalog of these candidates."""
-    digest = OfferDigest()
-    for _ in digest.passing(candidates):
+def digest_of_offer(offer: Offer) -> str:
+    """What ``Catalog.offered`` is of a catalog of this offer."""
+    digest = OfferDigest(_normalised(offer.roots))
+    for _ in digest.passing(offer):
         pass
     return digest.value
 

@@ -68,8 +68,19 @@ def fit_size(width: int, height: int, long_side: int) -> tuple[int, int]:
 
 def apply_light(image_HWC: np.ndarray, light: Light) -> np.ndarray:
     """float32 ``[H, W, 3]`` under another light, within [0, 255]."""
-    lit = image_HWC[..., :3].astype(np.float32) * np.asarray(light.gain, np.float32)
-    return np.clip((lit - 128.0) * light.contrast + 128.0, 0.0, 255.0)
+    lit_HW3 = image_HWC[..., :3].astype(np.float32)
+    # In place: new arrays for every step take four times as long.
+    lit_HW3 *= np.asarray(light.gain, np.float32)
+    lit_HW3 -= 128.0
+    lit_HW3 *= light.contrast
+    lit_HW3 += 128.0
+    return np.clip(lit_HW3, 0.0, 255.0, out=lit_HW3)
+
+
+def light_table(light: Light) -> list[int]:
+    """What each value of each channel becomes, for ``Image.point`` of a whole picture."""
+    values_1K3 = np.broadcast_to(np.arange(256, dtype=np.uint8)[None, :, None], (1, 256, 3))
+    return np.rint(apply_light(values_1K3, light)[0].T).astype(np.uint8).ravel().tolist()
 
 
 def compose(

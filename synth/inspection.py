@@ -137,6 +137,8 @@ def _inspect_annotated(
     for marked in candidate.annotations:
         ident = f"{candidate.root}:{marked.id}"
         try:
+            if marked.refusal:
+                raise ValueError(marked.refusal)
             rle = _run_lengths(marked, image_HWC.shape[0], image_HWC.shape[1], read_mask)
             left, top, width, height = masks.bounding_box(rle)
             pixels = masks.area(rle)

@@ -67,9 +67,10 @@ def plan_natural(
     anchor = _anchor(photographs, recipe, number + seed * _STRIDE)
     about = photographs.objects[anchor]
     beside = photographs.beside(anchor)
+    whole = beside[photographs.single[beside]]
     others = sorted(
-        {photographs.kinds[kind] for kind in np.unique(photographs.kind[beside])}
-        & set(pools.classes) - {about.class_name}
+        {photographs.kinds[kind] for kind in np.unique(photographs.kind[whole])}
+        - {about.class_name}
     )
     count = draw_sources(sound_rng, recipe, split=split, scene=1 + len(others))
     sounding: list[str] = []
@@ -124,7 +125,10 @@ def _marked(
 ) -> tuple[MarkedObject, ...]:
     names = sounding or [about.class_name]
     if recipe.marks == "instance":
-        first = {name: next(i for i in beside if _is(photographs, i, name)) for name in names}
+        first = {
+            name: next(i for i in beside if photographs.single[i] and _is(photographs, i, name))
+            for name in names
+        }
         positions = [first[name] for name in names if name != about.class_name]
         assets = [about, *(photographs.objects[int(i)] for i in positions)]
     else:

@@ -23,7 +23,8 @@ from synth.tables import Background, Clip, Object, Refused
 
 _Row = TypeVar("_Row", Object, Clip)
 
-_NON_COMMERCIAL = re.compile(r"\bNC\b|non-?\s?commercial", re.IGNORECASE)
+# Names and URLs alike: CC BY-NC-SA, CC_BY_NC, /licenses/by-nc/3.0/, Attribution-NonCommercial.
+_NON_COMMERCIAL = re.compile(r"(?<![a-z])NC(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 UNSTATED = ("", "not stated")
 
 
@@ -105,6 +106,8 @@ class Photographs:
     kind: np.ndarray
     """The class of each object, as a position in ``kinds``."""
     kinds: list[str]
+    single: np.ndarray
+    """Whether a sample can be about each object."""
 
     def beside(self, number: int) -> np.ndarray:
         """Positions of everything that is marked in the photograph of object ``number``."""
@@ -191,7 +194,7 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
         photographs = None
         if natural:
             own_objects = _only(own_clips, own_objects)
-            photographs = _photographs(own_every[split], own_objects)
+            photographs = _photographs(own_every[split], own_objects, recipe)
         pools[split] = Pools(
             objects=own_objects,
             clips=own_clips,
@@ -205,10 +208,14 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
 
 def _single(objects: Rows[Object], recipe: Recipe) -> Rows[Object]:
     """Those that a sample can be about."""
-    single = objects.take(~objects.numbers("crowd"))
+    return objects.take(_is_single(objects, recipe))
+
+
+def _is_single(objects: Rows[Object], recipe: Recipe) -> np.ndarray:
+    single = ~objects.numbers("crowd")
     if recipe.scenes == "natural" and recipe.marks == "class":
         # A mask of all that sounds cannot be told where the source left some unmarked.
-        single = single.take(~single.numbers("partial"))
+        single &= ~objects.numbers("partial")
     return single
 
 
@@ -296,7 +303,9 @@ def _hash(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _photographs(objects: Rows[Object], single: dict[str, Rows[Object]]) -> Photographs | None:
+def _photographs(
+    objects: Rows[Object], single: dict[str, Rows[Object]], recipe: Recipe
+) -> Photographs | None:
     if not single:
         return None
     picture, _ = objects.coded("picture")
@@ -306,7 +315,7 @@ def _photographs(objects: Rows[Object], single: dict[str, Rows[Object]]) -> Phot
     starts = np.searchsorted(picture[by_picture], np.arange(picture.max(initial=-1) + 2))
     # By content, which is as good as by chance, and the same whatever else the catalog holds.
     shuffled = objects.order_by("sha256")
-    usable = np.isin(kind, [kinds.index(name) for name in single]) & ~objects.numbers("crowd")
+    usable = np.isin(kind, [kinds.index(name) for name in single]) & _is_single(objects, recipe)
     shuffled = shuffled[usable[shuffled]]
     kind_of_shuffled = kind[shuffled]
     order = {name: shuffled[kind_of_shuffled == kinds.index(name)] for name in sorted(single)}
@@ -318,6 +327,7 @@ def _photographs(objects: Rows[Object], single: dict[str, Rows[Object]]) -> Phot
         picture=picture,
         kind=kind,
         kinds=kinds,
+        single=usable,
     )
 
 

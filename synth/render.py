@@ -22,7 +22,7 @@ from synth.assets import (
     read_loudest,
     read_photograph,
 )
-from synth.compose import apply_light, compose, crop_background
+from synth.compose import apply_light, compose, crop_background, light_table
 from synth.plan import ATTEMPTS, SampleSpec, plan_sample
 from synth.plan_composite import CompositeSpec
 from synth.plan_natural import NaturalSpec
@@ -30,6 +30,8 @@ from synth.plan_sound import PlacedSound
 from synth.pools import Pools
 from synth.recipe import Recipe
 from synth.soundtrack import loudness_db, mix, samples_of, stretch
+
+_SMOOTH, _AREA = Image.Resampling.BILINEAR, Image.Resampling.BOX
 
 KIND = "synthetic"
 """Of the corpora that are made here."""
@@ -89,7 +91,7 @@ def render(
         ),
         "sound": [sound.id for sound in spec.sounds],
         "audio_seconds": spec.seconds,
-        "mask_area": round(float(mask_HW.mean()), 6),
+        "mask_area": round(_share(mask_HW), 6),
         "loudness_db": round(loudness_db(sound_N), 3),
     }
     with stopwatch.time("encode"):
@@ -130,24 +132,23 @@ def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str], min_mask_area:
     size = (spec.image_size, spec.image_size)
     photograph_HW3 = read_photograph(spec.photograph, roots)
     with stopwatch.time("compose"):
-        image_HW3 = _cropped(photograph_HW3, spec)
-        if spec.flip:
-            image_HW3 = image_HW3[:, ::-1]
-        image_HW3 = np.rint(apply_light(image_HW3, spec.light)).astype(np.uint8)
+        left, top, right, bottom = spec.crop
+        scaled = Image.fromarray(photograph_HW3).resize(size, _SMOOTH, box=spec.crop)
+        image_HW3 = _flipped(np.asarray(scaled.point(light_table(spec.light))), spec)
         shown = []
         for marked in spec.objects:
-            seen_HW = _cropped(mask_of(marked.asset).astype(np.uint8) * 255, spec) >= 128
-            if spec.flip:
-                seen_HW = seen_HW[:, ::-1]
+            # Run lengths go down the columns, so a mask lies in memory with its sides exchanged.
+            mask_WH = mask_of(marked.asset).view(np.uint8).T * np.uint8(255)
+            box = (top, left, bottom, right)
+            covered_WH = np.asarray(Image.fromarray(mask_WH).resize(size, _AREA, box=box))
+            # A pixel is inside where half of it is covered.
+            seen_HW = _flipped(covered_WH.T >= 128, spec)
             shown.append((marked.asset.class_name, marked.asset.id, marked.sounding, seen_HW))
         return image_HW3, *_marks(shown, size, min_mask_area)
 
 
-def _cropped(picture: np.ndarray, spec: NaturalSpec) -> np.ndarray:
-    """The part of a photograph, or of a mask of it, that is shown, as a square."""
-    side = (spec.image_size, spec.image_size)
-    image = Image.fromarray(picture).resize(side, Image.Resampling.BILINEAR, box=spec.crop)
-    return np.asarray(image)
+def _flipped(picture: np.ndarray, spec: NaturalSpec) -> np.ndarray:
+    return picture[:, ::-1] if spec.flip else picture
 
 
 def _marks(
@@ -170,12 +171,17 @@ def _marks(
             }
         )
     for class_name, seen_HW in seen.items():
-        if seen_HW.mean() < min_mask_area:
+        if _share(seen_HW) < min_mask_area:
             raise TooLittleVisible(
-                f"mask: {seen_HW.mean():.4f} of the picture shows {class_name}, less than "
+                f"mask: {_share(seen_HW):.4f} of the picture shows {class_name}, less than "
                 f"min_mask_area {min_mask_area}"
             )
     return objects, mask_HW
+
+
+def _share(mask_HW: np.ndarray) -> float:
+    """Of the picture that is inside."""
+    return np.count_nonzero(mask_HW) / mask_HW.size
 
 
 def _sound(spec: SampleSpec, roots: Mapping[str, str]) -> np.ndarray:

@@ -142,6 +142,11 @@ class Rows(Sequence[Row], Generic[Row]):
         codes = np.asarray(column.indices)
         return (codes if self.chosen is None else codes[self.chosen]), column.dictionary.to_pylist()
 
+    def distinct(self, name: str) -> list[str]:
+        """The different values of a column of strings, sorted."""
+        codes, values = self.coded(name)
+        return sorted(values[code] for code in np.unique(codes).tolist())
+
     def texts(self, name: str) -> list[str]:
         """A column of strings."""
         return self._column(name).to_pylist()

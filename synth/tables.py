@@ -27,7 +27,7 @@ ROLES = ("object", "annotated", "sound", "background", "silent", "photo")
 class Annotation:
     """An object that a source marks in a photograph, not looked at yet.
 
-    Just one of ``segmentation`` and ``mask_path`` is set.
+    Just one of ``segmentation``, ``mask_path`` and ``refusal`` is set.
     """
 
     id: str
@@ -40,6 +40,8 @@ class Annotation:
     """A mask picture below the source's folder."""
     crowd: bool = False
     """Whether it covers several objects that nobody told apart (COCO's ``iscrowd``)."""
+    refusal: str = ""
+    """The reason where the source itself knows that it must not be used."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,7 +44,8 @@ _TABLES = """
     PRAGMA journal_mode = OFF;
     CREATE TABLE photographs (id INTEGER PRIMARY KEY, record TEXT, versions INTEGER);
     CREATE TABLE annotations (
-        photograph INTEGER, id INTEGER, category INTEGER, crowd INTEGER, segmentation TEXT
+        photograph INTEGER, id INTEGER, category INTEGER, crowd INTEGER, segmentation TEXT,
+        refusal TEXT
     );
 """
 _ADD_PHOTOGRAPH = """
@@ -52,22 +53,23 @@ _ADD_PHOTOGRAPH = """
     ON CONFLICT (id) DO UPDATE SET versions = versions + (record != excluded.record)
 """
 _EMPTY_SHARED_IDS = """
-    UPDATE annotations SET segmentation = '' WHERE segmentation != ''
+    UPDATE annotations SET segmentation = '', refusal = '' WHERE segmentation || refusal != ''
     AND id IN (SELECT id FROM annotations GROUP BY id HAVING count(*) > 1)
 """
 _EMPTY_LOST = """
-    UPDATE annotations SET segmentation = '' WHERE segmentation != ''
+    UPDATE annotations SET segmentation = '', refusal = '' WHERE segmentation || refusal != ''
     AND photograph NOT IN (SELECT id FROM photographs)
 """
 _WANTED = """
     SELECT id, record, versions, size FROM photographs JOIN (
-        SELECT photograph, sum(length(segmentation)) AS size FROM annotations GROUP BY photograph
+        SELECT photograph, sum(length(segmentation) + length(refusal)) AS size FROM annotations
+        GROUP BY photograph
     ) ON id = photograph WHERE size > 0 ORDER BY id
 """
 _CATEGORIES_OF = "SELECT DISTINCT category FROM annotations WHERE photograph = ?"
 _USABLE_OF = """
-    SELECT id, category, crowd, segmentation FROM annotations
-    WHERE photograph = ? AND segmentation != '' ORDER BY id
+    SELECT id, category, crowd, segmentation, refusal FROM annotations
+    WHERE photograph = ? AND segmentation || refusal != '' ORDER BY id
 """
 
 
@@ -208,8 +210,9 @@ def _photographs(uri: str, stem: str, labels: Labels, denied: Denied) -> Iterato
                         class_name=categories.classes[category],
                         segmentation=segmentation,
                         crowd=bool(crowd),
+                        refusal=reason,
                     )
-                    for number, category, crowd, segmentation in rows
+                    for number, category, crowd, segmentation, reason in rows
                 ),
                 absent=tuple(
                     sorted(
@@ -299,7 +302,7 @@ def _read_annotations(
             left_out["annotations: of an unknown photograph"] += 1
             continue
         number, category = _number(record.get("id")), _number(record.get("category_id"))
-        segmentation = ""
+        segmentation = refusal = ""
         if category not in categories.names:
             left_out["annotations: of an unknown category"] += 1
             category = None
@@ -312,10 +315,10 @@ def _read_annotations(
             try:
                 segmentation = _segmentation(record.get("segmentation"))
             except ValueError as error:
-                left_out[f"annotations: {error}"] += 1
+                refusal = f"mask: {error}"
         crowd = bool(record.get("iscrowd"))
-        row = (photograph, number, category, crowd, segmentation)
-        database.execute("INSERT INTO annotations VALUES (?, ?, ?, ?, ?)", row)
+        row = (photograph, number, category, crowd, segmentation, refusal)
+        database.execute("INSERT INTO annotations VALUES (?, ?, ?, ?, ?, ?)", row)
     for statement, reason in (
         (_EMPTY_SHARED_IDS, "annotations: an id that others have as well"),
         (_EMPTY_LOST, "annotations: of an unknown photograph"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import secrets
 import shutil
@@ -177,3 +178,85 @@ def short_folder(name: str) -> Iterator[Path]:
         yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+# As ``sitecustomize`` it is part of every Python that has its folder on the path. What makes a file
+# of a corpus on a disk stand is ``os.replace``.
+_SWITCH = """
+import json, os, pathlib, re, signal, time
+
+folder = pathlib.Path(__file__).parent
+replace = os.replace
+
+
+def strike(moment, target):
+    for number, (when, pattern, whom) in enumerate(json.loads((folder / "plan").read_text())):
+        if when != moment or not re.search(pattern, target):
+            continue
+        try:
+            (folder / f"struck-{number}").touch(exist_ok=False)
+        except FileExistsError:
+            continue
+        while whom == "hold" and not (folder / "go").exists():
+            time.sleep(0.05)
+        victims = [os.getpid()] if whom != "hold" else []
+        if whom == "job":
+            victims.insert(0, int((folder / "driver").read_text()))
+        if whom == "node":
+            victims.insert(0, os.getppid())
+        for pid in victims:
+            os.kill(pid, signal.SIGKILL)
+
+
+def replacing(source, target, **how):
+    strike("before", str(target))
+    replace(source, target, **how)
+    strike("after", str(target))
+
+
+os.replace = replacing
+"""
+
+
+@dataclass(frozen=True, kw_only=True)
+class KillSwitch:
+    """Kills processes right before or after a file of a corpus on a disk stands."""
+
+    folder: Path
+    """Belongs on the PYTHONPATH of whom it concerns."""
+
+    @classmethod
+    def install(cls, folder: Path) -> KillSwitch:
+        """One that does nothing yet."""
+        folder.mkdir(parents=True)
+        switch = cls(folder=folder)
+        switch.arm()
+        (folder / "sitecustomize.py").write_text(_SWITCH)
+        return switch
+
+    def arm(self, *plan: tuple[str, str, str]) -> None:
+        """Have each strike happen once, the first time that its pattern is met.
+
+        Args:
+            plan: ``before`` or ``after``, a pattern of the file's path, and whom it strikes: the
+                ``worker`` that writes it, the whole ``job`` (its driver too, see ``watch``) or
+                the worker's ``node``; ``hold`` makes the writer wait for ``release``.
+        """
+        for mark in (*self.folder.glob("struck-*"), self.folder / "go"):
+            mark.unlink(missing_ok=True)
+        aside = self.folder / "plan.new"
+        aside.write_text(json.dumps(plan))
+        aside.replace(self.folder / "plan")
+
+    def watch(self, driver: int) -> None:
+        """Tell which process is the driver."""
+        (self.folder / "driver").write_text(str(driver))
+
+    def release(self) -> None:
+        """Let go who is held."""
+        (self.folder / "go").touch()
+
+    @property
+    def struck(self) -> int:
+        """How many strikes of the plan have happened."""
+        return len(list(self.folder.glob("struck-*")))

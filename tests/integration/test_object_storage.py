@@ -19,7 +19,7 @@ from pipelines import shard_avsbench
 from pipelines.catalog import MediaConfig, look_at_media
 from pipelines.synthesize import SynthesizeConfig, run
 from synth.miniature import Counts, MiniatureConfig, write_miniature
-from synth.plan import split_assets
+from synth.pools import split_assets
 from synth.recipe import Recipe, Samples
 from tests.integration.conftest import ROOT, ObjectStore
 from tests.integration.fault_proxy import fault_proxy

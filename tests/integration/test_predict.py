@@ -16,7 +16,7 @@ from infra.video import read_video, write_video
 from model import build_save, saved
 from pipelines.predict import PredictConfig, loudest_example, predict, predict_frame, sampled_frames
 from tests.made_corpus import tone
-from training.data import clip_log_mel
+from training.samples import clip_log_mel
 
 pytestmark = pytest.mark.integration
 
@@ -141,7 +141,7 @@ def test_bad_input_gives_one_sentence(
         attempt(tmp_path / "missing.mp4")
     with pytest.raises(FileNotFoundError, match=r"missing\.wav does not exist"):
         attempt(photo, tmp_path / "missing.wav")
-    with pytest.raises(ValueError, match=r"text\.mp4 cannot be decoded as a video"):
+    with pytest.raises(ValueError, match=r"text\.mp4 cannot be opened as a video"):
         attempt(text)
     with pytest.raises(ValueError, match=r"damaged\.png: the picture cannot be decoded"):
         attempt(damaged, sound)

@@ -19,11 +19,14 @@ import ray
 
 from infra import config
 from infra.corpus import Corpus
+from infra.media import encode_png, encode_wav
 from pipelines.catalog import MediaConfig
 from pipelines.synthesize import SynthesizeConfig, run
+from synth.catalog import build_catalog
 from synth.recipe import Recipe, Samples
+from synth.sources import candidates
 from tests.integration.conftest import ROOT, end_session
-from tests.made_media import made_catalog
+from tests.made_media import background, cut_out, made_catalog, tone, write_made_media
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -189,6 +192,18 @@ def test_bad_input_ends_with_one_sentence_and_no_corpus(
     assert (Path(one_worker["uri"]) / "corpus.json").read_bytes() == manifest
 
 
+def own_catalog(folder: Path, seed: int) -> str:
+    """The catalog of media of their own: workers keep what they have decoded once."""
+    write_made_media(folder)
+    for number, picture in enumerate(sorted((folder / "backgrounds").iterdir())):
+        picture.write_bytes(encode_png(background(seed + number)))
+    (folder / "sounds" / "drum" / "0.wav").write_bytes(encode_wav(tone(210.0, seconds=1.5)))
+    (folder / "objects" / "siren" / "0.png").write_bytes(encode_png(cut_out((230, 190, 20))))
+    uri = str(folder.parent / "catalog")
+    build_catalog(str(folder), candidates(str(folder))).write(uri)
+    return uri
+
+
 def refused(uri: Path) -> dict[str, str]:
     """Reasons by id."""
     rows = pq.read_table(uri / "refused.parquet").to_pylist()
@@ -197,11 +212,11 @@ def refused(uri: Path) -> dict[str, str]:
 
 def test_media_that_went_bad_since_the_catalog_are_refused_by_name(tmp_path: Path) -> None:
     folder, uri = tmp_path / "media", tmp_path / "corpus"
-    made_catalog(folder).write(str(tmp_path / "catalog"))
+    catalog = own_catalog(folder, seed=100)
     (folder / "sounds" / "drum" / "0.wav").write_bytes(b"went bad")
     (folder / "objects" / "siren" / "0.png").unlink()
     recipe = dataclasses.replace(RECIPE, max_refused=0.9)
-    summary = made(folder, uri, recipe=recipe, catalog=str(tmp_path / "catalog"))
+    summary = made(folder, uri, recipe=recipe, catalog=catalog)
     assert refused(uri) == {
         "sounds/drum/0.wav": "changed: the file is not the one that the catalog looked at",
         "objects/siren/0.png": "missing: the file is gone since the catalog was made",
@@ -220,15 +235,17 @@ def test_too_many_refused_samples_stop_the_job_with_a_report_and_no_corpus(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, uri = tmp_path / "media", tmp_path / "corpus"
-    made_catalog(folder).write(str(tmp_path / "catalog"))
+    catalog = own_catalog(folder, seed=200)
     for picture in (folder / "backgrounds").iterdir():
         picture.write_bytes(b"went bad")
-    argv = command(uri, f"--catalog={tmp_path / 'catalog'}")[2:]
+    argv = command(uri, f"--catalog={catalog}")[2:]
     with pytest.raises(SystemExit) as stopped:
         config.main(run, SynthesizeConfig, argv=argv)
     assert stopped.value.code == 1
     last = capfd.readouterr().err.splitlines()[-1]
-    assert re.match(r"error: \d+ samples were refused \(\d+ changed\), more than the 5 ", last), last
+    assert re.match(r"error: \d+ samples were refused \(\d+ changed\), more than the 5 ", last), (
+        last
+    )
     assert "the first is backgrounds/" in last and "raise max_refused" in last
     assert not (uri / "corpus.json").exists()
 

@@ -301,6 +301,20 @@ def test_the_order_of_records_and_arrays_does_not_matter(tmp_path: Path) -> None
         annotation(2, 5, 2, segmentation={"counts": [1, 2]}),
         annotation(2, 5, 2, segmentation={"size": [10, 12], "counts": {"a": 1}}),
         annotation(2, 5, 2, segmentation=[[7] * MAX_SEGMENTATION]),
+    ],
+    ids=lambda record: str(record)[:60],
+)
+def test_an_annotation_with_a_bad_mask_is_passed_on_as_refused(tmp_path: Path, record: Any) -> None:
+    (found,), labels = read_one_annotation(tmp_path, record)
+    good, bad = found.annotations
+    assert (good.id, good.refusal) == ("instances_train2017-1", "")
+    assert bad.id == "instances_train2017-2" and bad.refusal.startswith("mask: ")
+    assert bad.segmentation == "" and not labels.left_out
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
         annotation(2, 5, 77),
         annotation(2, 5, None),
         annotation(2, 6, 2),

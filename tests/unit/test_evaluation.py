@@ -10,8 +10,9 @@ from torch import Tensor, nn
 from infra.corpus import Corpus
 from tests.made_corpus import colour, tone, write_made_corpus
 from training import clips, evaluation
-from training.data import IMAGE_MEAN, IMAGE_SPREAD, clip_log_mel
+from training.augmentation import IMAGE_MEAN, IMAGE_SPREAD
 from training.listening import listening
+from training.samples import clip_log_mel
 
 CLASSES = 4
 SIZE = 64

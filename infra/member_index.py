@@ -1,0 +1,130 @@
+"""Where each member lies in its shard: columns for random access, and checks of both ends.
+
+The index of a shard and its tar are two files that could disagree. The index is checked once, when
+it is read: its members fill the tar without a gap, so nothing lies there that the index does not
+list. The tar is checked with every read: the header in front of each member must be that of a
+regular file with the name and size that the index gives, so a link, a device or a path from
+somewhere else is never taken for a member.
+
+Shapes: R samples, M members of all of them.
+"""
+
+from __future__ import annotations
+
+import re
+import tarfile
+from collections.abc import Collection
+from typing import NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+# Larger than any picture or sound that the decoders take.
+MAX_MEMBER = 1 << 30
+
+_BLOCK = tarfile.BLOCKSIZE
+# A name that is longer stands in two blocks of its own before the header.
+_SHORT_NAME = tarfile.LENGTH_NAME
+_KEYS = "^[A-Za-z0-9_-]{1,100}$"
+_NAME = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")
+_REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
+
+
+class Member(NamedTuple):
+    """One member of a sample, by its place in the tar in bytes."""
+
+    name: str
+    start: int
+    """Of the header."""
+    offset: int
+    """Of the data."""
+    size: int
+
+
+class MemberIndex:
+    """The members of a split's samples.
+
+    The columns are those of the table itself, so worker processes that fork share one copy.
+    """
+
+    def __init__(self, table: pa.Table) -> None:
+        """``table`` is one of ``Corpus.table``, in one piece."""
+        members = _one_chunk(table["members"])
+        flat = members.flatten()
+        names = flat.field("name").dictionary_encode()
+        first_R = members.offsets.to_numpy()
+        self.names: list[str] = names.dictionary.to_pylist()
+        self.first_R = first_R - first_R[0]
+        self.code_M = names.indices.to_numpy()
+        self.offset_M = flat.field("offset").to_numpy()
+        self.size_M = flat.field("size").to_numpy()
+        self._keys = _one_chunk(table["key"])
+
+    def key(self, row: int) -> str:
+        """The key of a sample."""
+        return str(self._keys[row].as_py())
+
+    def members(self, row: int, wanted: Collection[str] | None = None) -> list[Member]:
+        """The members of a sample in their order in the tar, all or only those ``wanted``."""
+        first, last = self.first_R[row], self.first_R[row + 1]
+        places = zip(
+            self.code_M[first:last].tolist(),
+            self.offset_M[first:last].tolist(),
+            self.size_M[first:last].tolist(),
+            strict=True,
+        )
+        key = len(self._keys[row].as_py()) + 1
+        found = []
+        for code, offset, size in places:
+            name = self.names[code]
+            if wanted is None or name in wanted:
+                lead = _BLOCK if key + len(name) <= _SHORT_NAME else 3 * _BLOCK
+                found.append(Member(name, offset - lead, offset, size))
+        return found
+
+
+def check_index(table: pa.Table, tar_bytes: int) -> None:
+    """Whether the index of one shard can be that of a tar of so many bytes.
+
+    Raises:
+        ValueError: its members do not fill the tar, or a key or name could not be in the format.
+    """
+    try:
+        index = MemberIndex(table)
+        keys = _one_chunk(table["key"])
+        plain = pc.all(pc.match_substring_regex(keys, _KEYS)).as_py() is not False
+        plain &= all(_NAME.fullmatch(name) for name in index.names)
+        key_M = np.repeat(pc.binary_length(keys).to_numpy(), np.diff(index.first_R))
+        name_M = np.array([len(name) for name in index.names], int)[index.code_M]
+        lead_M = np.where(key_M + 1 + name_M <= _SHORT_NAME, _BLOCK, 3 * _BLOCK)
+        start_M = index.offset_M - lead_M
+        end_M = index.offset_M + (index.size_M + _BLOCK - 1) // _BLOCK * _BLOCK
+        sized = bool((index.size_M >= 0).all() and (index.size_M <= MAX_MEMBER).all())
+        gapless = bool((start_M == np.concatenate([[0], end_M])[: len(start_M)]).all())
+        rest = tar_bytes - (int(end_M[-1]) if len(end_M) else 0)
+        ended = 2 * _BLOCK <= rest < 2 * _BLOCK + tarfile.RECORDSIZE
+    except (KeyError, AttributeError, TypeError, ValueError, pa.ArrowException):
+        raise ValueError("it is no table of members") from None
+    if not (plain and sized and gapless and ended):
+        raise ValueError("its members do not fill the tar in the order in which it lists them")
+
+
+def check_header(header: bytes, key: str, member: Member) -> None:
+    """Whether the bytes from ``member.start`` to ``member.offset`` are the header of that member.
+
+    Raises:
+        ValueError: they are that of something else.
+    """
+    name = f"{key}.{member.name}".encode()
+    last = header[-_BLOCK:]
+    is_named = last[:_SHORT_NAME].rstrip(b"\0") == name[:_SHORT_NAME]
+    if len(name) > _SHORT_NAME:
+        is_named = is_named and b" path=%b\n" % name in header[:-_BLOCK]
+    if not is_named or last[156:157] not in _REGULAR or last[124:135] != b"%011o" % member.size:
+        raise ValueError(f"no regular file {name.decode()} of {member.size} bytes lies where it is")
+
+
+def _one_chunk(column: pa.ChunkedArray) -> pa.Array:
+    whole = column.combine_chunks()
+    return whole.chunk(0) if isinstance(whole, pa.ChunkedArray) else whole

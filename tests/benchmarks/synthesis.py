@@ -1,0 +1,399 @@
+"""Samples a second of synthesis: against its codecs alone, through Ray, and on two cores.
+
+::
+
+    python -m tests.benchmarks.synthesis
+
+Natural scenes are of made photographs (640x480 JPEG, a few masks in each) and made sounds (10 s,
+FLAC and WAV at 44.1 and 16 kHz); composite ones of Debian's media where they are in the cache and
+of small made ones otherwise. The floor does with Pillow and libsndfile, in a bare loop, every
+decode and encode that the run did and nothing else.
+"""
+
+from __future__ import annotations
+
+import argparse
+import io
+import json
+import logging
+import math
+import os
+import shutil
+import statistics
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, replace
+from datetime import date
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+# Before NumPy: a core is a core.
+os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
+
+import numpy as np
+import soundfile
+from PIL import Image
+
+from infra import cluster, corpus, masks, media, stopwatch, storage
+from infra.corpus import Refused, Sample
+from pipelines import synthesize
+from synth import assets, sources
+from synth.catalog import Catalog, build_catalog
+from synth.distribute import ShardTask, Shared, write_shards
+from synth.pools import Pools, split_assets
+from synth.recipe import Recipe, Samples
+from synth.render import make_sample
+from synth.tables import MEDIA, Annotation, Candidate
+from tests.made_media import made_catalog
+
+WIDTH, HEIGHT = 640, 480
+CLASSES = ("cat", "cow", "dog", "sheep")
+NATURAL = Recipe(
+    scenes="natural",
+    samples=Samples(train=0, val=0, test=0, unseen=0),
+    crop=(0.6, 1.0),
+    stretch="loudest",
+)
+COMPOSITE = replace(NATURAL, scenes="composite", stretch="random")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scenes:
+    """What one kind of samples is made of."""
+
+    name: str
+    catalog: Catalog
+    recipe: Recipe
+
+    def of(self, samples: int, per_shard: int) -> Scenes:
+        """The same with so many samples to make."""
+        wanted = replace(self.recipe.samples, train=samples)
+        return replace(
+            self, recipe=replace(self.recipe, samples=wanted, samples_per_shard=per_shard)
+        )
+
+    def pools(self) -> dict[str, Pools]:
+        return split_assets(self.catalog, self.recipe)
+
+    def tasks(self) -> list[ShardTask]:
+        return synthesize._tasks(self.catalog, self.recipe, seed=0)
+
+
+def natural_scenes(folder: Path, *, photographs: int, clips: int) -> Scenes:
+    """Photographs and sounds that are as much work as real ones, in their catalog."""
+    candidates = [_photograph(folder, number) for number in range(photographs)]
+    candidates += [_sound(folder, number) for number in range(clips)]
+    return Scenes(
+        name="natural", catalog=build_catalog({MEDIA: str(folder)}, candidates), recipe=NATURAL
+    )
+
+
+def _photograph(folder: Path, number: int) -> Candidate:
+    rng = np.random.default_rng((number, 0))
+    image_HW3 = np.full((HEIGHT, WIDTH, 3), 120, np.float32)
+    # What is twice as fine is half as strong, as in photographs.
+    for octave in range(1, 9):
+        coarse = rng.standard_normal((HEIGHT >> (8 - octave), WIDTH >> (8 - octave), 3))
+        for channel in range(3):
+            layer = Image.fromarray(coarse[..., channel].astype(np.float32))
+            image_HW3[..., channel] += (
+                120
+                * 0.55**octave
+                * np.asarray(layer.resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC))
+            )
+    name = f"photographs/{number:06d}.jpg"
+    _write(folder / name, media.encode_jpeg(image_HW3.clip(0, 255).astype(np.uint8), quality=90))
+    kinds = [CLASSES[number % len(CLASSES)], *rng.choice(CLASSES, int(rng.integers(0, 5)))]
+    marked = [
+        Annotation(
+            id=f"{number}-{k}",
+            class_name=str(kind),
+            segmentation=json.dumps(masks.encode_mask_rle(_blob(rng))),
+        )
+        for k, kind in enumerate(kinds)
+    ]
+    return Candidate(role="annotated", source="made", path=name, annotations=tuple(marked))
+
+
+def _blob(rng: np.random.Generator) -> np.ndarray:
+    """bool ``[H, W]``: an outline as rough as what people draw, some 300 characters when coded."""
+    x, y = rng.uniform(160, WIDTH - 160), rng.uniform(120, HEIGHT - 120)
+    rows, columns = np.mgrid[:HEIGHT, :WIDTH]
+    angle_HW = np.arctan2(rows - y, columns - x)
+    edge_HW = np.full((HEIGHT, WIDTH), rng.uniform(50, 110))
+    for wave in range(1, 12):
+        edge_HW += rng.uniform(0, 24) / wave * np.sin(wave * angle_HW + rng.uniform(0, math.tau))
+    return np.hypot(rows - y, columns - x) < edge_HW
+
+
+def _sound(folder: Path, number: int) -> Candidate:
+    rng = np.random.default_rng((number, 1))
+    rate = (44_100, 16_000)[number % 2]
+    ending, encode = (("flac", media.encode_flac), ("wav", media.encode_wav))[number // 2 % 2]
+    times_N = np.arange(10 * rate) / rate
+    wave_N = 0.02 * rng.standard_normal(times_N.size)
+    for overtone in range(1, 9):
+        wave_N += 0.2 / overtone * np.sin(math.tau * overtone * rng.uniform(90, 900) * times_N)
+    wave_N *= 0.15 + np.exp(-0.5 * (times_N - rng.uniform(1, 9)) ** 2)
+    name = f"sounds/{number:06d}.{ending}"
+    _write(folder / name, encode(wave_N.astype(np.float32), rate))
+    # Not by the number's remainder, which decides the kind of file.
+    kind = CLASSES[number // 4 % len(CLASSES)]
+    return Candidate(role="sound", source="made", path=name, class_name=kind)
+
+
+def _write(path: Path, data: bytes) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(data)
+
+
+def composite_scenes(folder: Path, *, smoke: bool) -> Scenes:
+    """Debian's cut-outs and sounds, as in quickstart, or small made ones."""
+    debian = storage.cache_folder() / "media"
+    if smoke or not (debian / "media.json").is_file():
+        return Scenes(name="composite", catalog=made_catalog(folder), recipe=COMPOSITE)
+    catalog = build_catalog(str(debian), list(sources.candidates(str(debian))))
+    names = ("cow", "dog", "drum", "duck", "frog", "horse", "owl", "pig", "sheep", "violin")
+    recipe = replace(COMPOSITE, classes=names, backgrounds=("monuments",))
+    return Scenes(name="composite", catalog=catalog, recipe=recipe)
+
+
+def bare_decode_image(data: bytes, **_: Any) -> Callable[[], object]:
+    return lambda: Image.open(io.BytesIO(data)).load()
+
+
+def bare_decode_audio(
+    data: bytes, *, seconds: tuple[float, float] | None = None, **_: Any
+) -> Callable[[], object]:
+    def decode() -> None:
+        with soundfile.SoundFile(io.BytesIO(data)) as file:
+            begin, end = seconds or (0.0, file.frames / file.samplerate)
+            file.seek(int(begin * file.samplerate))
+            file.read(math.ceil((end - begin) * file.samplerate), dtype="float32")
+
+    return decode
+
+
+def bare_encode_jpeg(array: np.ndarray, *, quality: int) -> Callable[[], object]:
+    picture = Image.fromarray(np.ascontiguousarray(array))
+    return lambda: picture.save(io.BytesIO(), "JPEG", quality=quality, subsampling=0)
+
+
+def bare_encode_png(array: np.ndarray) -> Callable[[], object]:
+    picture = Image.fromarray(array.astype(np.uint8) * 255)
+    return lambda: picture.save(io.BytesIO(), "PNG", compress_level=6)
+
+
+def bare_encode_flac(wave_N: np.ndarray) -> Callable[[], object]:
+    pcm_N = media.to_pcm16(wave_N)
+    return lambda: soundfile.write(
+        io.BytesIO(), pcm_N, media.SAMPLE_RATE, format="FLAC", subtype="PCM_16"
+    )
+
+
+BARE: dict[str, Callable[..., Callable[[], object]]] = {
+    "decode_image": bare_decode_image,
+    "decode_audio": bare_decode_audio,
+    "encode_jpeg": bare_encode_jpeg,
+    "encode_png": bare_encode_png,
+    "encode_flac": bare_encode_flac,
+}
+
+
+@contextmanager
+def recorded() -> Iterator[list[Callable[[], object]]]:
+    """The bare form of whatever is decoded and encoded while it lasts."""
+    calls: list[Callable[[], object]] = []
+
+    def noted(name: str) -> Callable[..., Any]:
+        real, bare = getattr(media, name), BARE[name]
+
+        def note(*args: Any, **more: Any) -> Any:
+            calls.append(bare(*args, **more))
+            return real(*args, **more)
+
+        return note
+
+    with ExitStack() as stack:
+        for name in BARE:
+            stack.enter_context(mock.patch.object(media, name, noted(name)))
+        yield calls
+
+
+def forget() -> None:
+    """Let nothing be kept of what an earlier run decoded."""
+    for loader in (assets.load_cutout, assets.load_background, assets.load_sound):
+        loader.cache_clear()  # type: ignore[attr-defined]
+
+
+def samples_of(
+    task: ShardTask, pools: dict[str, Pools], scenes: Scenes
+) -> Iterator[Sample | Refused]:
+    """As ``pipelines/synthesize.py`` makes them, without Ray."""
+    for number in range(task.first, task.first + task.samples):
+        roots = scenes.catalog.roots
+        yield make_sample(pools[task.split], scenes.recipe, roots, 0, task.split, number)
+
+
+def plain_loop(uri: str, scenes: Scenes, pools: dict[str, Pools]) -> None:
+    for task in scenes.tasks():
+        made = samples_of(task, pools, scenes)
+        corpus.write_shard(uri, task.split, task.number, made, plan=task.plan)
+
+
+def through_ray(
+    uri: str, scenes: Scenes, pools: Shared[dict[str, Pools]], *, parallelism: int
+) -> None:
+    roots = scenes.catalog.roots
+    make = partial(synthesize._make, pools=pools, recipe=scenes.recipe, seed=0, roots=roots)
+    write_shards(uri, scenes.tasks(), make, parallelism=parallelism)
+
+
+def against_floor(folder: Path, scenes: Scenes, *, pairs: int) -> None:
+    """Ours on one core, with where its time goes, and the codecs alone."""
+    pools, samples = scenes.pools(), scenes.recipe.samples.train
+
+    def ours() -> None:
+        forget()
+        with emptied(folder) as uri:
+            plain_loop(uri, scenes, pools)
+
+    with recorded() as calls:
+        ours()
+
+    def floor() -> None:
+        for call in calls:
+            call()
+
+    stopwatch.take()
+    mine, other = in_turns(ours, floor, pairs=pairs)
+    spent = {name: t / (pairs * samples) for name, t in stopwatch.take().items()}
+    spent["draw and the rest"] = mine.wall / samples - sum(spent.values())
+    print(f"{scenes.name}, {samples} samples on one core, floor of {len(calls)} bare calls")
+    for label, a, b in (("wall", mine.wall, other.wall), ("CPU", mine.cpu, other.cpu)):
+        print(
+            f"  {label:<5} ours {samples / a:7.1f} samples/s  floor {samples / b:7.1f} samples/s  "
+            f"ratio {b / a:.2f}"
+        )
+    parts = ", ".join(f"{name} {1e3 * t:.2f}" for name, t in spent.items())
+    print(f"  ms a sample: {parts}", flush=True)
+
+
+def cost_of_ray(folder: Path, scenes: Scenes, *, pairs: int) -> None:
+    """A plain loop in this process, and the same shards through a Ray that is up."""
+    pools, shared = scenes.pools(), Shared(scenes.pools())
+
+    def loop() -> None:
+        with emptied(folder) as uri:
+            plain_loop(uri, scenes, pools)
+
+    one, plain = in_turns(ray_run(folder, scenes, shared, 1), loop, pairs=pairs)
+    samples = scenes.recipe.samples.train
+    print(
+        f"{scenes.name}, {samples} samples: plain loop {plain.wall:.1f} s, through Ray on one "
+        f"worker {one.wall:.1f} s, ratio {one.wall / plain.wall:.2f}",
+        flush=True,
+    )
+
+
+def one_core_and_two(folder: Path, scenes: Scenes, *, pairs: int) -> None:
+    shared = Shared(scenes.pools())
+    runs = [ray_run(folder, scenes, shared, parallelism) for parallelism in (1, 2)]
+    one, two = in_turns(*runs, pairs=pairs)
+    samples = scenes.recipe.samples.train
+    print(
+        f"{scenes.name}, {samples} samples: one worker {one.wall:.1f} s "
+        f"({samples / one.wall:.1f} samples/s), two {two.wall:.1f} s "
+        f"({samples / two.wall:.1f} samples/s), ratio {one.wall / two.wall:.2f}",
+        flush=True,
+    )
+
+
+def ray_run(
+    folder: Path, scenes: Scenes, pools: Shared[dict[str, Pools]], parallelism: int
+) -> Callable[[], None]:
+    def call() -> None:
+        with emptied(folder) as uri:
+            through_ray(uri, scenes, pools, parallelism=parallelism)
+
+    return call
+
+
+@contextmanager
+def emptied(folder: Path) -> Iterator[str]:
+    """A place for a corpus, with nothing there before or after."""
+    place = folder / "corpus"
+    try:
+        yield str(place)
+    finally:
+        shutil.rmtree(place)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Cost:
+    """Seconds of a call, and what this process computed in it."""
+
+    wall: float
+    cpu: float
+
+
+def in_turns(
+    ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int
+) -> tuple[Cost, Cost]:
+    """The medians of both, timed in turns."""
+    found: dict[Callable[[], object], list[Cost]] = {ours: [], theirs: []}
+    for pair in range(pairs):
+        for call in (ours, theirs) if pair % 2 else (theirs, ours):
+            wall, cpu = time.perf_counter(), time.process_time()
+            call()
+            found[call].append(Cost(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu))
+    return _median(found[ours]), _median(found[theirs])
+
+
+def _median(costs: Sequence[Cost]) -> Cost:
+    return Cost(
+        wall=statistics.median(cost.wall for cost in costs),
+        cpu=statistics.median(cost.cpu for cost in costs),
+    )
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--pairs", type=int, default=3, help="timed turns of each side")
+    parser.add_argument("--samples", type=int, default=512, help="on one core, against the floor")
+    parser.add_argument("--shards", type=int, default=16, help="of 256 samples, through Ray")
+    parser.add_argument("--only", choices=("floor", "ray", "cores"), help="one of the three")
+    parser.add_argument("--smoke", action="store_true", help="few samples: does it run at all")
+    options = parser.parse_args()
+    samples, shards, each = options.samples, options.shards, 256
+    if options.smoke:
+        samples, shards, each = 8, 2, 4
+    print(f"{date.today()}, {os.cpu_count()} cores seen", flush=True)
+    logging.disable(logging.INFO)
+    with tempfile.TemporaryDirectory(prefix="save-synthesis-") as name:
+        folder = Path(name)
+        photographs, clips = (16, 32) if options.smoke else (240, 240)
+        natural = natural_scenes(folder / "media", photographs=photographs, clips=clips)
+        if options.only in (None, "floor"):
+            against_floor(folder, natural.of(samples, samples), pairs=options.pairs)
+            composite = composite_scenes(folder / "composite", smoke=options.smoke)
+            against_floor(folder, composite.of(samples, samples), pairs=options.pairs)
+        if options.only == "floor":
+            return
+        cluster.connect(num_cpus=2)
+        many = natural.of(shards * each, each)
+        # Workers start and import what they need before anything is timed.
+        ray_run(folder, natural.of(16, 4), Shared(natural.of(16, 4).pools()), 2)()
+        if options.only in (None, "ray"):
+            cost_of_ray(folder, many, pairs=options.pairs)
+        if options.only in (None, "cores"):
+            one_core_and_two(folder, many, pairs=options.pairs)
+        cluster.disconnect()
+
+
+if __name__ == "__main__":
+    main()

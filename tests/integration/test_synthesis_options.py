@@ -1,0 +1,302 @@
+"""What the switches of the synthesis job promise: rehearsing, growing, looking again, stopping."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import ray
+
+from infra.corpus import Corpus
+from infra.media import encode_png, encode_wav
+from pipelines import catalog as catalog_job
+from pipelines import synthesize
+from pipelines.catalog import MediaConfig
+from pipelines.synthesize import SynthesizeConfig
+from synth.catalog import Catalog, build_catalog
+from synth.recipe import Recipe, Samples
+from synth.sources import candidates
+from tests.integration.test_synthesis import command, environment
+from tests.made_media import background, cut_out, tone, write_made_media
+
+pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
+
+RECIPE = Recipe(
+    image_size=64, samples=Samples(train=7, val=2, test=2, unseen=2), samples_per_shard=2
+)
+SHARDS = 7
+MORE = Samples(train=12, val=2, test=4, unseen=2)
+MORE_SHARDS = 4
+# Written anew with every commit.
+SUMMARIES = {"corpus.json", "index.html", "refused.parquet"}
+
+
+@pytest.fixture(scope="module")
+def media(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return Path(write_made_media(tmp_path_factory.mktemp("made") / "media"))
+
+
+@pytest.fixture(scope="module")
+def standing(media: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A corpus; whoever changes it takes a copy."""
+    uri = tmp_path_factory.mktemp("standing") / "corpus"
+    made(uri, media)
+    return uri
+
+
+def made(uri: Path, media: Path, recipe: Recipe = RECIPE, **more: Any) -> dict[str, Any]:
+    job = {"uri": str(uri), "media": MediaConfig(folder=str(media)), "corpus": recipe, **more}
+    return synthesize.run(SynthesizeConfig(**job))
+
+
+def grown(recipe: Recipe = RECIPE, samples: Samples = MORE) -> Recipe:
+    return dataclasses.replace(recipe, samples=samples)
+
+
+def files(uri: Path) -> dict[str, bytes]:
+    found = (path for path in uri.rglob("*") if path.is_file())
+    return {str(path.relative_to(uri)): path.read_bytes() for path in found}
+
+
+def times(uri: Path) -> dict[str, int]:
+    return {path.name: path.stat().st_mtime_ns for path in (uri / "shards").iterdir()}
+
+
+def refused(uri: Path) -> dict[str, str]:
+    return {row["id"]: row["reason"] for row in pq.read_table(uri / "refused.parquet").to_pylist()}
+
+
+def own_media(folder: Path, seed: int) -> Path:
+    """Media like no other test's: a worker keeps what it has decoded once."""
+    write_made_media(folder)
+    for number, picture in enumerate(sorted((folder / "backgrounds").iterdir())):
+        picture.write_bytes(encode_png(background(seed + number)))
+    (folder / "sounds" / "drum" / "0.wav").write_bytes(encode_wav(tone(200.0 + seed, seconds=1.5)))
+    (folder / "objects" / "siren" / "0.png").write_bytes(encode_png(cut_out((230, seed, 20))))
+    return folder
+
+
+def write_some(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
+    """The next job loses its storage after ``count`` more shards than stand."""
+    whole = synthesize.write_shards
+
+    def some(uri: str, tasks: list[Any], make: Any, **more: Any) -> Any:
+        stand = synthesize.corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
+        missing = [task for task in tasks if (task.split, task.number) not in stand]
+        monkeypatch.setattr(synthesize, "write_shards", whole)
+        whole(uri, missing[:count], make, **more)
+        raise ConnectionError("the storage is gone")
+
+    monkeypatch.setattr(synthesize, "write_shards", some)
+
+
+def test_a_rehearsal_writes_nothing_and_tells_what_the_job_then_makes(
+    media: Path, standing: Path, tmp_path: Path
+) -> None:
+    uri = tmp_path / "nowhere" / "corpus"
+    ended = subprocess.run(
+        command(uri, f"--media.folder={media}", "--dry-run", recipe=RECIPE),
+        env=environment(RAY_ADDRESS=ray.get_runtime_context().gcs_address),
+        capture_output=True,
+        text=True,
+        timeout=180,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert not uri.parent.exists()
+    told = json.loads(ended.stdout.splitlines()[-1])
+    assert told["dry_run"] and told["uri"] == str(uri)
+    assert told["expected_seconds"] > 0 and told["licences"] == ["not stated"]
+    manifest = Corpus.open(str(standing)).manifest
+    for split, counts in manifest["splits"].items():
+        assert told["splits"][split]["samples"] == counts["samples"]
+        assert told["splits"][split]["classes"] == (2 if split == "unseen" else 4)
+    assert (told["samples"], told["shards"]) == (13, SHARDS)
+    written = sum(shard["bytes"] + shard["index_bytes"] for shard in manifest["shards"])
+    assert written / 1.5 < told["expected_bytes"] < written * 1.5
+
+
+def test_a_rehearsal_counts_what_is_missing_and_changes_nothing(
+    media: Path, standing: Path, tmp_path: Path
+) -> None:
+    before, when = files(standing), times(standing)
+    again = made(standing, media, dry_run=True)
+    assert (again["samples"], again["shards"], again["shards_standing"]) == (0, 0, SHARDS)
+    assert again["expected_bytes"] == 0
+    more = made(standing, media, grown(), dry_run=True, extend=True)
+    assert (more["samples"], more["shards"]) == (7, MORE_SHARDS)
+    assert more["shards_standing"] == SHARDS
+    with pytest.raises(ValueError, match="another corpus stands"):
+        made(standing, media, grown(), dry_run=True)
+    assert files(standing) == before and times(standing) == when
+
+
+def test_an_extended_corpus_keeps_what_stood_and_is_the_one_made_at_once(
+    media: Path, standing: Path, tmp_path: Path
+) -> None:
+    uri = tmp_path / "extended"
+    shutil.copytree(standing, uri)
+    before, when = files(uri), times(uri)
+    summary = made(uri, media, grown(), extend=True)
+    assert (summary["shards_made"], summary["samples_made"]) == (MORE_SHARDS, 7)
+    assert summary["splits"] == {"train": 12, "val": 2, "test": 4, "unseen": 2}
+    after = files(uri)
+    kept = before.keys() - SUMMARIES
+    assert {name: after[name] for name in kept} == {name: before[name] for name in kept}
+    assert {name: at for name, at in times(uri).items() if name in when} == when
+
+    at_once = dataclasses.replace(grown(), grown_from=(RECIPE.samples,))
+    whole = made(tmp_path / "at once", media, at_once)
+    assert files(tmp_path / "at once") == after
+    assert whole["manifest_sha256"] == summary["manifest_sha256"]
+    corpus = Corpus.open(str(uri))
+    keys = corpus.table("train").column("key").to_pylist()
+    assert keys == [f"train-{number:08d}" for number in range(12)]
+
+    # Once more with the same words makes nothing, and with others grows on.
+    assert made(uri, media, grown(), extend=True)["shards_made"] == 0
+    assert files(uri) == after
+    third = made(uri, media, grown(samples=Samples(train=13, val=2, test=4, unseen=2)), extend=True)
+    assert third["shards_made"] == 1 and third["splits"]["train"] == 13
+    assert len(Corpus.open(str(uri)).manifest["recipe"]["grown_from"]) == 2
+
+
+def test_an_extension_that_dies_leaves_the_corpus_there_was_and_a_rerun_finishes_it(
+    media: Path, standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tmp_path / "dying"
+    shutil.copytree(standing, uri)
+    write_some(monkeypatch, 2)
+    with pytest.raises(ConnectionError, match="the storage is gone"):
+        made(uri, media, grown(), extend=True)
+    assert len(list(uri.glob("shards/*.json"))) == SHARDS + 2
+    corpus = Corpus.open(str(uri))
+    assert corpus.sha256 == Corpus.open(str(standing)).sha256
+    for split in corpus.splits:
+        for row in range(len(corpus.table(split))):
+            assert corpus.read(split, row).members["audio.flac"]
+
+    summary = made(uri, media, grown(), extend=True)
+    assert summary["shards_made"] == MORE_SHARDS - 2
+    undisturbed = tmp_path / "undisturbed"
+    shutil.copytree(standing, undisturbed)
+    made(undisturbed, media, grown(), extend=True)
+    assert files(uri) == files(undisturbed)
+
+
+def test_only_more_of_the_same_extends_a_corpus(
+    media: Path, standing: Path, tmp_path: Path
+) -> None:
+    other = own_media(tmp_path / "other", seed=31)
+    before = files(standing)
+    fewer = grown(samples=Samples(train=5, val=2, test=2, unseen=2))
+    for folder, recipe, seed, says in (
+        (media, dataclasses.replace(grown(), silence=0.5), 0, r"its silence is 0\.05, not 0\.5"),
+        (media, grown(), 3, "has seed 0, not 3"),
+        (other, grown(), 0, "the media are not those"),
+        (media, fewer, 0, "never gets smaller"),
+    ):
+        for rehearsal in (True, False):
+            with pytest.raises(ValueError, match=says) as told:
+                made(standing, folder, recipe, seed=seed, extend=True, dry_run=rehearsal)
+            assert "\n" not in str(told.value)
+    with pytest.raises(FileNotFoundError, match="no corpus stands at"):
+        made(tmp_path / "none", media, grown(), extend=True)
+    assert files(standing) == before
+    assert not list(tmp_path.glob("none/shards/*"))
+
+
+def test_a_mended_sound_comes_in_when_refused_inputs_are_looked_at_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    media, uri = own_media(tmp_path / "media", seed=62), tmp_path / "corpus"
+    sound = media / "sounds" / "drum" / "1.wav"
+    whole = encode_wav(tone(266.0, seconds=1.5))
+    sound.write_bytes(whole[:30])
+    made(uri, media)
+    assert list(refused(uri)) == ["sounds/drum/1.wav"]
+
+    sound.write_bytes(whole)
+    before = files(uri)
+    assert made(uri, media)["shards_made"] == 0  # nobody asked for it
+    assert files(uri) == before
+
+    looked_at: list[str] = []
+    look = catalog_job.map_rows
+
+    def noted(rows: list[dict[str, Any]], *more: Any, **options: Any) -> Any:
+        looked_at.extend(json.loads(row["candidate"])["path"] for row in rows)
+        return look(rows, *more, **options)
+
+    monkeypatch.setattr(catalog_job, "map_rows", noted)
+    told = made(uri, media, retry_refused=True, dry_run=True)
+    assert told["shards"] == SHARDS and files(uri) == before
+    # Dying, it leaves no corpus of which a half is old.
+    write_some(monkeypatch, 2)
+    with pytest.raises(ConnectionError):
+        made(uri, media, retry_refused=True)
+    assert looked_at == ["sounds/drum/1.wav"] * 2
+    with pytest.raises(FileNotFoundError, match="no corpus stands at"):
+        Corpus.open(str(uri))
+    assert made(uri, media)["shards_made"] == SHARDS - 2
+    assert refused(uri) == {}
+    made(tmp_path / "at once", media)
+    assert files(tmp_path / "at once") == files(uri)
+
+
+def test_only_the_shards_of_refused_samples_are_made_anew_when_their_file_is_back(
+    tmp_path: Path,
+) -> None:
+    media, uri = own_media(tmp_path / "media", seed=93), tmp_path / "corpus"
+    known = str(tmp_path / "catalog")
+    build_catalog(str(media), candidates(str(media))).write(known)
+    picture = media / "objects" / "siren" / "0.png"
+    kept = picture.read_bytes()
+    picture.unlink()
+
+    strict = dataclasses.replace(RECIPE, max_refused=0.0)
+    for _ in range(2):
+        says = r"\d+ samples were refused \(\d+ missing\), .* objects/siren/0\.png"
+        with pytest.raises(ValueError, match=says):
+            made(uri, media, strict, catalog=known)
+        assert not (uri / "corpus.json").exists()
+
+    lenient = dataclasses.replace(RECIPE, max_refused=0.9)
+    first = made(uri, media, lenient, catalog=known)
+    assert list(refused(uri)) == ["objects/siren/0.png"] and first["samples"] < 13
+    shards = Corpus.open(str(uri)).shards
+    short = [shard for shard in shards if shard.refused]
+    assert 0 < len(short) < SHARDS
+
+    picture.write_bytes(kept)
+    when = times(uri)
+    assert made(uri, media, lenient, catalog=known)["shards_made"] == 0
+    told = made(uri, media, lenient, catalog=known, retry_refused=True, dry_run=True)
+    assert (told["shards"], told["shards_standing"]) == (len(short), SHARDS - len(short))
+    second = made(uri, media, lenient, catalog=known, retry_refused=True)
+    assert (second["shards_made"], second["samples"]) == (len(short), 13)
+    assert refused(uri) == {}
+    whole = {f"{shard.split}-" + shard.path[-9:-4] for shard in shards if not shard.refused}
+    assert {n: at for n, at in times(uri).items() if n.partition(".")[0] in whole} == {
+        n: at for n, at in when.items() if n.partition(".")[0] in whole
+    }
+    untouched = made(tmp_path / "untouched", media, lenient, catalog=known)
+    assert second["manifest_sha256"] == untouched["manifest_sha256"]
+
+
+def test_media_of_which_too_much_is_damaged_stop_the_job_with_a_report(tmp_path: Path) -> None:
+    media, uri = own_media(tmp_path / "media", seed=124), tmp_path / "corpus"
+    for picture in sorted((media / "backgrounds").iterdir())[:8]:
+        picture.write_bytes(picture.read_bytes()[:100])
+    for rehearsal in (True, False):
+        with pytest.raises(ValueError, match=r"\d+% of the inputs cannot be used \(8 unreadable\)"):
+            made(uri, media, dry_run=rehearsal)
+    assert not (uri / "corpus.json").exists() and not (uri / "shards").exists()
+    catalog = build_catalog(str(media), candidates(str(media)))
+    assert isinstance(catalog, Catalog) and catalog.refused_by_reason == {"unreadable": 8}
