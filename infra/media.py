@@ -17,6 +17,7 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import numpy as np
@@ -88,7 +89,8 @@ def decode_image(data: bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = T
             image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
             image.info = info
         has_alpha = "A" in image.getbands() or "transparency" in image.info
-        image = image.convert("RGBA" if has_alpha else "RGB")
+        mode = "RGBA" if has_alpha else "RGB"
+        image = image if image.mode == mode else image.convert(mode)
         return np.asarray(image if turn is None else image.transpose(turn))
 
 
@@ -370,8 +372,17 @@ def resample(wave_N: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.nda
         return wave_N.astype(np.float32, copy=False)
     from scipy.signal import resample_poly
 
-    divisor = math.gcd(rate, target)
-    return np.asarray(resample_poly(wave_N, target // divisor, rate // divisor), dtype=np.float32)
+    up, down = target // math.gcd(rate, target), rate // math.gcd(rate, target)
+    wave_N = wave_N.astype(np.float32, copy=False)
+    return np.asarray(resample_poly(wave_N, up, down, window=_low_pass(max(up, down))))
+
+
+@lru_cache(maxsize=8)
+def _low_pass(ratio: int) -> np.ndarray:
+    """scipy's own filter, whose design takes as long as resampling a second with it."""
+    from scipy.signal import firwin
+
+    return firwin(20 * ratio + 1, 1 / ratio, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def to_pcm16(wave_N: np.ndarray) -> np.ndarray:

@@ -152,7 +152,8 @@ def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
     if not _is_local(fs):
         return _ask(uri, lambda: s3.read(fs, path, limit=limit)).data
     with _plain_errors(uri), Path(path).open("rb") as file:
-        data = file.read(limit + 1)
+        # Asked for the limit, Python would set that much memory aside for each small file.
+        data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
     if len(data) > limit:
         raise ValueError(f"{uri} is larger than the {limit} bytes that are read of such a file")
     return data

@@ -31,8 +31,6 @@ from synth.pools import Pools
 from synth.recipe import Recipe
 from synth.soundtrack import loudness_db, mix, samples_of, stretch
 
-_SMOOTH, _AREA = Image.Resampling.BILINEAR, Image.Resampling.BOX
-
 KIND = "synthetic"
 """Of the corpora that are made here."""
 
@@ -133,16 +131,19 @@ def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str], min_mask_area:
     photograph_HW3 = read_photograph(spec.photograph, roots)
     with stopwatch.time("compose"):
         left, top, right, bottom = spec.crop
-        scaled = Image.fromarray(photograph_HW3).resize(size, _SMOOTH, box=spec.crop)
+        scaled = Image.fromarray(photograph_HW3).resize(
+            size, Image.Resampling.BILINEAR, box=spec.crop
+        )
         image_HW3 = _flipped(np.asarray(scaled.point(light_table(spec.light))), spec)
         shown = []
+        centres = (np.arange(spec.image_size) + 0.5) / spec.image_size
+        columns = (left + centres * (right - left)).astype(int)
+        rows = (top + centres * (bottom - top)).astype(int)
         for marked in spec.objects:
-            # Run lengths go down the columns, so a mask lies in memory with its sides exchanged.
-            mask_WH = mask_of(marked.asset).view(np.uint8).T * np.uint8(255)
-            box = (top, left, bottom, right)
-            covered_WH = np.asarray(Image.fromarray(mask_WH).resize(size, _AREA, box=box))
-            # A pixel is inside where half of it is covered.
-            seen_HW = _flipped(covered_WH.T >= 128, spec)
+            # What the mask says at the centre of each pixel, as AVSBench's masks are resized. Run
+            # lengths go down the columns, so a mask lies in memory with its sides exchanged.
+            mask_WH = mask_of(marked.asset).T
+            seen_HW = _flipped(mask_WH[columns][:, rows].T, spec)
             shown.append((marked.asset.class_name, marked.asset.id, marked.sounding, seen_HW))
         return image_HW3, *_marks(shown, size, min_mask_area)
 
