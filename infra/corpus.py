@@ -17,7 +17,9 @@ sorted members. The offsets make a tar a random-access store as well as a stream
 
 from __future__ import annotations
 
+import bisect
 import hashlib
+import itertools
 import json
 import os
 import re
@@ -202,7 +204,7 @@ class Corpus:
                 raise ValueError(f"{uri}/{MANIFEST} names a shard {record.path!r}: it is damaged")
         self._verify = verify
         self._tables: dict[str, pa.Table] = {}
-        self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], np.ndarray]] = {}
+        self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], list[int]]] = {}
         self._cache: ShardCache | None = None
         self._seen: dict[str, tuple[int, ...]] = {}
 
@@ -284,17 +286,17 @@ class Corpus:
         """Where the members of a split's samples lie."""
         return self._index(split)[0]
 
-    def _index(self, split: str) -> tuple[MemberIndex, list[ShardRecord], np.ndarray]:
+    def _index(self, split: str) -> tuple[MemberIndex, list[ShardRecord], list[int]]:
         """The index of a split, its shards, and the number of each one's first row, and the end."""
         if split not in self._indices:
             records = [r for r in self.shards if r.split == split]
-            first = np.cumsum([0, *(r.samples for r in records)])
+            first = list(itertools.accumulate((r.samples for r in records), initial=0))
             self._indices[split] = MemberIndex(self.table(split)), records, first
         return self._indices[split]
 
     def shard_sizes(self, split: str) -> tuple[int, ...]:
         """Samples of each shard of a split, in the order of ``table``."""
-        return tuple(np.diff(self._index(split)[2]).tolist())
+        return tuple(record.samples for record in self._index(split)[1])
 
     def __getstate__(self) -> dict[str, Any]:
         # Cached copies lie on this machine; others make their own.
@@ -316,7 +318,7 @@ class Corpus:
             ValueError: the shard is missing, damaged, or changed since it was first read.
         """
         index, records, first = self._index(split)
-        record = records[int(np.searchsorted(first, row, side="right")) - 1]
+        record = records[bisect.bisect_right(first, row) - 1]
         key = index.key(row)
         found: dict[str, bytes] = {}
         with self._opened(record) as descriptor:
@@ -401,4 +403,3 @@ class Corpus:
                 if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
                     raise ValueError(f"{uri} {DAMAGED}")
         self._seen[record.path] = identity
-

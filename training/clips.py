@@ -22,7 +22,7 @@ from torch import Tensor
 from infra.corpus import Corpus
 from infra.masks import decode_mask_rle
 from model import SAVE
-from training.data import clip_log_mel, load_clip, load_sound
+from training.samples import clip_log_mel, load_clip, load_sound
 
 Sound = Literal["own", "swapped", "silence"]
 SOUNDS: tuple[Sound, ...] = ("own", "swapped", "silence")

@@ -32,10 +32,11 @@ from infra.corpus import Corpus
 from model import SAVE, build_save, saved
 from training import checkpoint
 from training.checkpoint import Progress
-from training.data import Clip, FrameSamples, batches, load_clip
+from training.data import FrameSamples, batches
 from training.metrics import jaccard
 from training.progress import Point, post
 from training.recipe import TrainConfig
+from training.samples import Clip, load_clip
 from training.step import Learner, set_learning_rate
 
 # Frames that validation sends through the model at once.

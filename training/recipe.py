@@ -6,7 +6,7 @@ import math
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from training.data import Augmentation
+from training.augmentation import Augmentation
 from training.step import OptimizerConfig
 
 

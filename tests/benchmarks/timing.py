@@ -9,7 +9,6 @@ from __future__ import annotations
 import argparse
 import gc
 import platform
-import resource
 import statistics
 import subprocess
 import sys
@@ -131,8 +130,13 @@ def peak_memory_of(module: str, arguments: list[str]) -> float:
 
 
 def own_peak_memory() -> float:
-    """GiB of main memory at most of this process so far."""
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+    """GiB of main memory at most of this process so far.
+
+    Not ``ru_maxrss``: a process that was started by a larger one begins with that one's.
+    """
+    status = Path("/proc/self/status").read_text()
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM:"))
+    return int(line.split()[1]) / 2**20
 
 
 def _wait() -> None:
