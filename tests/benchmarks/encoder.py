@@ -78,7 +78,7 @@ def forward(encoder: nn.Module, image: Tensor) -> Tensor:
 
 
 def main() -> None:
-    options = timing.parser(__doc__ or "", pairs=7, batch=2).parse_args()
+    options = timing.parser(__doc__ or "", pairs=5, batch=8).parse_args()
     device = timing.start(options)
     ours, theirs = (encoder.to(device) for encoder in build(smoke=options.smoke))
     image = torch.randn(options.batch, 3, SIDE, SIDE, device=device)

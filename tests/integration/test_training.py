@@ -97,6 +97,23 @@ def test_a_stage_learns_and_tells_what_it_did(
     assert model.config.image_size == 64
 
 
+def test_dense_adapters_learn_the_same_on_one_worker_and_on_two(folder: Path) -> None:
+    """Their weights lie channels last in memory, which must survive what DeepSpeed does."""
+    model = ModelConfig(image_size=64, spatial="dense", adapter_init="parent")
+    found = []
+    for name, count, zero_stage in (("dense-1", 1, 0), ("dense-2", 2, 1)):
+        workers = WorkersConfig(count=count, zero_stage=zero_stage)
+        made = stage(folder, name, model=model, workers=workers, batch=4, steps=4, validate_every=4)
+        summary = run_stage(made)
+        losses = [point["loss"] for point in summary["history"] if "loss" in point]
+        found.append((losses, weights(summary["checkpoint"])))
+    (losses, first), (others, second) = found
+    assert len(losses) == 4 and losses == pytest.approx(others, rel=1e-4)
+    name = "image_encoder.blocks.0.Adapter.spatial.2.weight"
+    assert torch.allclose(first[name], second[name], atol=1e-4)
+    assert not torch.equal(first[name], torch.zeros_like(first[name]))
+
+
 def test_a_finished_stage_is_not_trained_again(
     folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
 ) -> None:

