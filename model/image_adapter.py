@@ -11,6 +11,8 @@ Shapes: B images, H x W grid cells, C channels.
 
 from typing import Literal
 
+import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 Spatial = Literal["dense", "bottleneck", "depthwise"]
@@ -31,7 +33,8 @@ class ImageAdapter(nn.Module):
             from step 0. ``zero`` starts with a LayerNorm of zero scale, so that the adapter adds
             nothing until it has learned something.
 
-    Parameter names are SAM-Med2D's (``channel``, ``spatial``, ``norm``) for the dense form.
+    Parameter names are SAM-Med2D's (``channel``, ``spatial``, ``norm``) for the dense form; the
+    convolutions' weights are in another order, see ``GridConv``.
     """
 
     def __init__(self, channels: int, *, spatial: Spatial, init: AdapterInit) -> None:
@@ -49,6 +52,9 @@ class ImageAdapter(nn.Module):
         for module in self.modules():
             if isinstance(module, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+            if isinstance(module, GridConv):
+                with torch.no_grad():
+                    nn.init.kaiming_normal_(module.kernel, mode="fan_out", nonlinearity="relu")
         if init == "zero":
             nn.init.zeros_(self.norm.weight)
 
@@ -63,11 +69,39 @@ class ImageAdapter(nn.Module):
         return out
 
 
+class GridConv(nn.Module):
+    """A 3x3 convolution that halves a grid, or a 4x4 transposed one that doubles it, all to all.
+
+    The weights lie as the grid does, channels last: ``[C, 3, 3, C]`` (out, y, x, in), or
+    ``[C, 4, 4, C]`` (in, y, x, out). In torch's own order they would be reordered in each step,
+    which costs a quarter of a training step; a parameter in torch's order that merely lies
+    otherwise in memory is what DeepSpeed cannot take.
+    """
+
+    def __init__(self, channels: int, *, transposed: bool) -> None:
+        super().__init__()
+        self.transposed = transposed
+        side = 4 if transposed else 3
+        self.weight = nn.Parameter(torch.empty(channels, side, side, channels))
+
+    @property
+    def kernel(self) -> Tensor:
+        """The weights in torch's order, a view."""
+        return self.weight.permute(0, 3, 1, 2)
+
+    def forward(self, x_BCHW: Tensor) -> Tensor:
+        if self.transposed:
+            return F.conv_transpose2d(x_BCHW, self.kernel, stride=2, padding=1)
+        return F.conv2d(x_BCHW, self.kernel, stride=2, padding=1)
+
+
 def _spatial_branch(channels: int, spatial: Spatial) -> nn.Sequential:
     inner = channels // BOTTLENECK_RATIO if spatial == "bottleneck" else channels
-    groups = channels if spatial == "depthwise" else 1
-    down = nn.Conv2d(inner, inner, 3, stride=2, padding=1, groups=groups, bias=False)
-    up = nn.ConvTranspose2d(inner, inner, 4, stride=2, padding=1, groups=groups, bias=False)
+    if spatial == "depthwise":
+        down: nn.Module = nn.Conv2d(inner, inner, 3, 2, padding=1, groups=inner, bias=False)
+        up: nn.Module = nn.ConvTranspose2d(inner, inner, 4, 2, padding=1, groups=inner, bias=False)
+    else:
+        down, up = GridConv(inner, transposed=False), GridConv(inner, transposed=True)
     layers: list[nn.Module] = [down, nn.ReLU(), up, nn.ReLU()]
     if spatial == "bottleneck":
         layers = [

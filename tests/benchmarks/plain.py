@@ -18,7 +18,7 @@ from segment_anything.modeling import ImageEncoderViT, MaskDecoder, TwoWayTransf
 from segment_anything.modeling.image_encoder import window_partition, window_unpartition
 from torch import Tensor, nn
 
-from model.image_adapter import ImageAdapter
+from model.image_adapter import GridConv, ImageAdapter
 from model.image_encoder import Attention, ImageEncoder
 from model.save import SAVE, SIZES
 
@@ -58,7 +58,7 @@ class PlainSave(nn.Module):
         super().__init__()
         size = SIZES[save.config.name]
         self.encoder = plain_encoder(save.image_encoder)
-        self.adapters = nn.ModuleList(copy.deepcopy(b.Adapter) for b in save.image_encoder.blocks)
+        self.adapters = nn.ModuleList(_usual(b.Adapter) for b in save.image_encoder.blocks)
         self.audio_encoder = copy.deepcopy(save.audio_encoder)
         self.audio_adapter = copy.deepcopy(save.audio_adapter)
         self.prompt_encoder = copy.deepcopy(save.prompt_encoder)
@@ -125,6 +125,20 @@ def _plain_block(block: nn.Module, adapter: ImageAdapter, x: Tensor) -> Tensor:
     z = block.norm2(x)
     out: Tensor = x + block.mlp(z) + _plain_adapter(adapter, z)
     return out
+
+
+def _usual(adapter: ImageAdapter) -> ImageAdapter:
+    """A copy with torch's own convolutions, as SAM-Med2D has them."""
+    usual = copy.deepcopy(adapter)
+    for name, layer in adapter.spatial.named_children():
+        if isinstance(layer, GridConv):
+            kind, side = (nn.ConvTranspose2d, 4) if layer.transposed else (nn.Conv2d, 3)
+            channels = len(layer.weight)
+            plain = kind(channels, channels, side, stride=2, padding=1, bias=False)
+            with torch.no_grad():
+                plain.weight.copy_(layer.kernel)
+            usual.spatial.add_module(name, plain)
+    return usual
 
 
 def _plain_adapter(adapter: ImageAdapter, z_BHWC: Tensor) -> Tensor:

@@ -156,8 +156,9 @@ def test_the_dense_adapter_is_its_parents_formula():
     gate = F.linear(z.mean((1, 2)), weights["channel.0.weight"]).relu()
     gate = F.linear(gate, weights["channel.2.weight"]).sigmoid()
     grid = (z * gate.view(2, 1, 1, 16)).permute(0, 3, 1, 2)
-    down = F.conv2d(grid, weights["spatial.0.weight"], stride=2, padding=1).relu()
-    up = F.conv_transpose2d(down, weights["spatial.2.weight"], stride=2, padding=1).relu()
+    first, second = (weights[f"spatial.{i}.weight"].permute(0, 3, 1, 2) for i in (0, 2))
+    down = F.conv2d(grid, first, stride=2, padding=1).relu()
+    up = F.conv_transpose2d(down, second, stride=2, padding=1).relu()
     expected = F.layer_norm(z + up.permute(0, 2, 3, 1), (16,))
     assert torch.allclose(adapter(z), expected, atol=1e-5)
 
