@@ -128,13 +128,20 @@ def _start(num_cpus: int) -> None:
     paths = [p for p in os.environ.get("PYTHONPATH", "").split(os.pathsep) if p]
     if str(CHECKOUT) not in paths:
         os.environ["PYTHONPATH"] = os.pathsep.join([str(CHECKOUT), *paths])
-    ray.init(
-        address="local",
-        num_cpus=num_cpus,
-        # Costs seconds and memory, and a local cluster ends with its job anyway.
-        include_dashboard=False,
-        **_quiet(),
-    )
+    try:
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            # Costs seconds and memory, and a local cluster ends with its job anyway.
+            include_dashboard=False,
+            **_quiet(),
+        )
+    except Exception as error:
+        # Ray gives its own parts 30 seconds to start, and raises a plain Exception after that.
+        raise ConnectionError(
+            f"Ray did not start on this machine ({error}): it may be too busy; try again, or name "
+            "a running cluster with RAY_ADDRESS"
+        ) from error
 
 
 def _quiet() -> dict[str, Any]:

@@ -20,6 +20,9 @@ from synth.recipe import SPLITS, Recipe
 
 SampleSpec: TypeAlias = CompositeSpec | NaturalSpec
 
+# Raised when a change of the code changes what is rendered: shards of an earlier one do not stand.
+RENDERING = 1
+
 # How often a scene is drawn anew when too little is seen of what sounds, before it is refused.
 ATTEMPTS = 8
 
@@ -53,11 +56,11 @@ def plan_shards(recipe: Recipe) -> list[ShardPlan]:
 
 
 def plan_digest(plan: ShardPlan, *, catalog_fingerprint: str, recipe: Recipe, seed: int) -> str:
-    """sha256 of all that a shard's bytes depend on, but for the code itself."""
+    """sha256 of all that a shard's bytes depend on."""
     # Other splits' sizes do not touch this shard: a corpus can grow without being made anew.
     others = ("samples", "grown_from", "max_refused")
     relevant = {k: v for k, v in to_dict(recipe).items() if k not in others}
-    return digest([to_dict(plan), catalog_fingerprint, relevant, seed])
+    return digest([RENDERING, to_dict(plan), catalog_fingerprint, relevant, seed])
 
 
 def plan_sample(
