@@ -17,13 +17,13 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
-SAMPLE_RATE = 16_000
+from infra.resampling import SAMPLE_RATE as SAMPLE_RATE
+from infra.resampling import resample as resample
 
 MAX_PIXELS = 64_000_000
 MAX_SECONDS = 3_600.0
@@ -364,25 +364,6 @@ def _container_blocks(file: Any, stream: Any) -> Iterator[tuple[float, int, np.n
             for piece in resampler.resample(frame):
                 block_CN = piece.to_ndarray()
                 yield piece.time or 0.0, piece.sample_rate, block_CN.mean(axis=0, dtype=np.float32)
-
-
-def resample(wave_N: np.ndarray, rate: int, target: int = SAMPLE_RATE) -> np.ndarray:
-    """Polyphase resampling to ``target`` Hz, float32."""
-    if rate == target:
-        return wave_N.astype(np.float32, copy=False)
-    from scipy.signal import resample_poly
-
-    up, down = target // math.gcd(rate, target), rate // math.gcd(rate, target)
-    wave_N = wave_N.astype(np.float32, copy=False)
-    return np.asarray(resample_poly(wave_N, up, down, window=_low_pass(max(up, down))))
-
-
-@lru_cache(maxsize=8)
-def _low_pass(ratio: int) -> np.ndarray:
-    """scipy's own filter, whose design takes as long as resampling a second with it."""
-    from scipy.signal import firwin
-
-    return firwin(20 * ratio + 1, 1 / ratio, window=("kaiser", 5.0)).astype(np.float32)
 
 
 def to_pcm16(wave_N: np.ndarray) -> np.ndarray:

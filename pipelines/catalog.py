@@ -8,8 +8,9 @@ from functools import partial
 from typing import Any
 
 from infra import cluster, config, storage
-from synth.catalog import Catalog, build_catalog, digest_of_offer, look_again
+from synth.catalog import Catalog
 from synth.distribute import map_rows
+from synth.looking import build_catalog, digest_of_offer, look_again
 from synth.sources import READERS, Offer, debian_media
 from synth.sources.audioset import AudioSetConfig
 from synth.sources.avs_synthetic import AvsSyntheticConfig

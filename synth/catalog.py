@@ -1,8 +1,7 @@
 """Candidates -> validated tables, and what was refused with its reason.
 
-Every file is looked at (``inspection``), on a cluster where there is one, and ``assemble`` puts all
-rows together. What comes out depends on the files alone, neither on their order nor on who looked
-at them.
+``looking`` looks at every file, ``assemble`` puts all rows together. What comes out depends on the
+files alone, neither on their order nor on who looked at them.
 
     <uri>/{objects,clips,backgrounds,silent,photos,refused}.parquet
     <uri>/catalog.json          the commit point, written last
@@ -10,42 +9,23 @@ at them.
 
 from __future__ import annotations
 
-import dataclasses
-import hashlib
 import json
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
-from itertools import islice
-from typing import Any, TypeAlias
+from typing import Any
 
 import numpy as np
 
 from infra import config, storage
-from synth.inspection import MAX_BYTES, Accepted, inspect, refuse
+from synth.inspection import Accepted
 from synth.rows import Rows
-from synth.sources import Offer
-from synth.tables import (
-    MEDIA,
-    Annotation,
-    Background,
-    Candidate,
-    Clip,
-    Object,
-    Photo,
-    Refused,
-    locate,
-)
+from synth.tables import MEDIA, Background, Clip, Object, Photo, Refused, locate
 
 FORMAT = 2
 MARKER = "catalog.json"
 
-MapRows: TypeAlias = Callable[
-    [list[dict[str, str]], Callable[[dict[str, str]], dict[str, str]]], list[dict[str, str]]
-]
-
-_TABLES: dict[str, type[Any]] = {
+TABLES: dict[str, type[Any]] = {
     "objects": Object,
     "clips": Clip,
     "backgrounds": Background,
@@ -53,16 +33,6 @@ _TABLES: dict[str, type[Any]] = {
     "photos": Photo,
     "refused": Refused,
 }
-_TABLE_OF_ROLE = {
-    "object": "objects",
-    "annotated": "objects",
-    "sound": "clips",
-    "background": "backgrounds",
-    "silent": "silent",
-    "photo": "photos",
-}
-# Candidates that are looked at before the next are asked for: a source can have millions.
-_BATCH = 20_000
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,13 +66,13 @@ class Catalog:
     @property
     def fingerprint(self) -> str:
         """sha256 of the content of all tables; where the media lie does not matter."""
-        return config.digest({name: getattr(self, name).digest() for name in _TABLES})
+        return config.digest({name: getattr(self, name).digest() for name in TABLES})
 
     @property
     def licences(self) -> dict[str, int]:
         """How many accepted rows stand under each licence."""
         counts: Counter[str] = Counter()
-        for name in _TABLES:
+        for name in TABLES:
             if name != "refused":
                 codes, values = getattr(self, name).coded("licence")
                 counts.update(dict(zip(values, np.bincount(codes, minlength=len(values)))))  # noqa: B905
@@ -119,7 +89,7 @@ class Catalog:
 
     def summary(self) -> dict[str, Any]:
         """Counts for people and reports."""
-        counts = {name: len(getattr(self, name)) for name in _TABLES}
+        counts = {name: len(getattr(self, name)) for name in TABLES}
         return {
             **counts,
             "classes": len(self.classes),
@@ -136,7 +106,7 @@ class Catalog:
         except (FileNotFoundError, ValueError):
             pass
         storage.remove(storage.join(uri, MARKER))
-        for name in _TABLES:
+        for name in TABLES:
             getattr(self, name).write(storage.join(uri, f"{name}.parquet"))
         marker = {
             "format": FORMAT,
@@ -166,7 +136,7 @@ class Catalog:
             raise ValueError(f"{uri} is no catalog of format {FORMAT}: make it again")
         tables: dict[str, Any] = {
             name: Rows.read(storage.join(uri, f"{name}.parquet"), row_type)
-            for name, row_type in _TABLES.items()
+            for name, row_type in TABLES.items()
         }
         about = {name: marker[name] for name in ("unknown_labels", "left_out", "offered")}
         catalog = cls(roots=marker["roots"], **tables, **about)
@@ -187,7 +157,7 @@ def assemble(roots: Mapping[str, str], tables: Mapping[str, Sequence[Rows[Any]]]
     """
     whole: dict[str, Rows[Any]] = {
         name: Rows.joined(kind, tables.get(name, [])).sorted_by_id()
-        for name, kind in _TABLES.items()
+        for name, kind in TABLES.items()
     }
     again = _duplicates({name: rows for name, rows in whole.items() if name != "refused"})
     refused = [whole["refused"]]
@@ -275,158 +245,3 @@ def _first_refusal(catalog: Catalog) -> str:
         return "none was offered"
     first = catalog.refused[0]
     return f"{len(catalog.refused)} files were refused, the first is {first.id} ({first.reason})"
-
-
-def map_here(
-    rows: list[dict[str, str]], fn: Callable[[dict[str, str]], dict[str, str]]
-) -> list[dict[str, str]]:
-    """Apply ``fn`` to every row in this process."""
-    return [fn(row) for row in rows]
-
-
-def build_catalog(
-    roots: Mapping[str, str] | str,
-    candidates: Iterable[Candidate],
-    *,
-    map_rows: MapRows = map_here,
-) -> Catalog:
-    """Look at every candidate and assemble the catalog.
-
-    Args:
-        roots: the folder of each root, or the media folder alone.
-        candidates: an ``Offer``, which also knows which labels its readers could not place, or
-            anything else that yields candidates.
-        map_rows: who applies a function to every row, in any order (``distribute.map_rows``
-            does it on a Ray cluster).
-    """
-    folders = _normalised({MEDIA: roots} if isinstance(roots, str) else roots)
-    digest = OfferDigest(folders)
-    parts = _look(folders, digest.passing(candidates), map_rows)
-    return _described(assemble(folders, parts), candidates, digest.value)
-
-
-def _normalised(folders: Mapping[str, str]) -> dict[str, str]:
-    return {name: storage.normalise(folder) for name, folder in folders.items()}
-
-
-def look_again(
-    catalog: Catalog, candidates: Iterable[Candidate], *, map_rows: MapRows = map_here
-) -> Catalog:
-    """The catalog with a second look at what it refused, of the same candidates."""
-    refused = set(catalog.refused.texts("id"))
-
-    def was_refused(candidate: Candidate) -> bool:
-        marked = (f"{candidate.root}:{a.id}" for a in candidate.annotations)
-        return candidate.uri in refused or any(ident in refused for ident in marked)
-
-    parts = _look(catalog.roots, filter(was_refused, candidates), map_rows)
-    for name in _TABLES:
-        if name != "refused":
-            known = getattr(catalog, name)
-            old = set(known.texts("id"))
-            parts[name] = [
-                known,
-                *(p.take(np.asarray([i not in old for i in p.texts("id")])) for p in parts[name]),
-            ]
-    return _described(assemble(catalog.roots, parts), candidates, catalog.offered)
-
-
-def _described(catalog: Catalog, candidates: Iterable[Candidate], offered: str) -> Catalog:
-    labels = getattr(candidates, "labels", {})
-    return dataclasses.replace(
-        catalog,
-        offered=offered,
-        unknown_labels={n: dict(sorted(known.unknown.items())) for n, known in labels.items()},
-        left_out={n: dict(sorted(known.left_out.items())) for n, known in labels.items()},
-    )
-
-
-class OfferDigest:
-    """sha256 of candidates in any order, taken as they pass, and of the folders of their roots."""
-
-    def __init__(self, folders: Mapping[str, str]) -> None:
-        self._folders = config.digest(dict(folders)).encode()
-        self._digests: list[bytes] = []
-
-    def passing(self, candidates: Iterable[Candidate]) -> Iterator[Candidate]:
-        """The candidates, each noted."""
-        for candidate in candidates:
-            self._digests.append(hashlib.sha256(_packed(candidate).encode()).digest())
-            yield candidate
-
-    @property
-    def value(self) -> str:
-        """Of all that have passed."""
-        return hashlib.sha256(b"".join([self._folders, *sorted(self._digests)])).hexdigest()
-
-
-def digest_of_offer(offer: Offer) -> str:
-    """What ``Catalog.offered`` is of a catalog of this offer."""
-    digest = OfferDigest(_normalised(offer.roots))
-    for _ in digest.passing(offer):
-        pass
-    return digest.value
-
-
-def _look(
-    roots: Mapping[str, str], candidates: Iterable[Candidate], map_rows: MapRows
-) -> dict[str, list[Rows[Any]]]:
-    parts: dict[str, list[Rows[Any]]] = {name: [] for name in _TABLES}
-    look = partial(_inspect_row, roots=roots)
-    remaining = iter(candidates)
-    while batch := list(islice(remaining, _BATCH)):
-        made: dict[str, list[Any]] = {name: [] for name in _TABLES}
-        made["refused"] += [refuse(c, c.refusal) for c in batch if c.refusal]
-        rows = [{"candidate": _packed(c)} for c in batch if not c.refusal]
-        for answer in map_rows(rows, look):
-            for name, values in json.loads(answer["rows"]):
-                made[name].append(_TABLES[name](**values))
-        for name, some in made.items():
-            if some:
-                parts[name].append(Rows.of(_TABLES[name], some))
-    return parts
-
-
-def _packed(candidate: Candidate) -> str:
-    return json.dumps(dataclasses.asdict(candidate))
-
-
-def _unpacked(text: str) -> Candidate:
-    values = json.loads(text)
-    values["annotations"] = tuple(Annotation(**a) for a in values["annotations"])
-    values["absent"], values["partial"] = tuple(values["absent"]), tuple(values["partial"])
-    return Candidate(**values)
-
-
-def _inspect_row(row: dict[str, str], *, roots: Mapping[str, str]) -> dict[str, str]:
-    """``inspect`` for a row of strings: what a table of mixed row types can carry."""
-    candidate = _unpacked(row["candidate"])
-
-    def read(path: str) -> bytes:
-        uri = storage.join(roots[candidate.root], path)
-        bytes_there = storage.size(uri)
-        if bytes_there > MAX_BYTES:
-            raise ValueError(f"size: {bytes_there} bytes, more than {MAX_BYTES}")
-        return storage.read_bytes(uri, limit=MAX_BYTES)
-
-    def read_mask(path: str) -> bytes:
-        try:
-            return read(path)
-        except FileNotFoundError:
-            raise ValueError(f"mask: {path} does not exist") from None
-
-    try:
-        made = inspect(candidate, read(candidate.path), read_mask)
-    except FileNotFoundError:
-        made = [refuse(candidate, "missing: no such file")]
-    except ValueError as error:
-        made = [refuse(candidate, str(error))]
-    return {"rows": json.dumps(list(_tabled(candidate, made)))}
-
-
-def _tabled(
-    candidate: Candidate, made: Sequence[Accepted | Refused]
-) -> Iterator[tuple[str, dict[str, Any]]]:
-    for row in made:
-        name = "refused" if isinstance(row, Refused) else _TABLE_OF_ROLE[candidate.role]
-        yield name, vars(row)

@@ -37,8 +37,8 @@ from PIL import Image
 from infra import media, storage
 from infra.config import canonical_json, digest, to_dict
 from infra.masks import encode_mask_rle
-from synth.catalog import MapRows, map_here
 from synth.compose import Light, Placement, apply_light, compose, crop_background, fit, trim
+from synth.looking import MapRows, map_here
 from synth.miniature_plan import (
     CANVAS,
     FRAMES,

@@ -12,7 +12,8 @@ import numpy as np
 
 from infra import media
 from synth import sources
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog
+from synth.looking import build_catalog
 
 # class -> (pictures and sounds, colour, pitch in Hz)
 CLASSES = {

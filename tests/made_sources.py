@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 
 from infra import masks, media
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog
+from synth.looking import build_catalog
 from synth.sources import Offer
 from synth.sources.coco import CocoConfig
 from synth.sources.esc50 import Esc50Config

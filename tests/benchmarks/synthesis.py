@@ -42,8 +42,9 @@ from infra import cluster, corpus, masks, media, stopwatch, storage
 from infra.corpus import Refused, Sample
 from pipelines import synthesize
 from synth import assets, sources
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog
 from synth.distribute import ShardTask, Shared, write_shards
+from synth.looking import build_catalog
 from synth.pools import Pools, split_assets
 from synth.recipe import Recipe, Samples
 from synth.render import make_sample

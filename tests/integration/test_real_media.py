@@ -12,7 +12,8 @@ import ray
 
 from infra import media, storage
 from synth import distribute, sources
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog
+from synth.looking import build_catalog
 from synth.sources import debian_media
 
 pytestmark = pytest.mark.integration

@@ -22,7 +22,7 @@ from infra.corpus import Corpus
 from infra.media import encode_png, encode_wav
 from pipelines.catalog import MediaConfig
 from pipelines.synthesize import SynthesizeConfig, run
-from synth.catalog import build_catalog
+from synth.looking import build_catalog
 from synth.recipe import Recipe, Samples
 from synth.sources import candidates
 from tests.integration.conftest import ROOT, end_session

@@ -19,7 +19,8 @@ from pipelines import catalog as catalog_job
 from pipelines import synthesize
 from pipelines.catalog import MediaConfig
 from pipelines.synthesize import SynthesizeConfig
-from synth.catalog import Catalog, build_catalog
+from synth.catalog import Catalog
+from synth.looking import build_catalog
 from synth.recipe import Recipe, Samples
 from synth.sources import candidates
 from tests.integration.test_synthesis import command, environment

@@ -12,8 +12,9 @@ import pytest
 
 from infra import media, storage
 from synth import sources
-from synth.catalog import MARKER, Catalog, assemble, build_catalog
+from synth.catalog import MARKER, Catalog, assemble
 from synth.inspection import inspect
+from synth.looking import build_catalog
 from synth.rows import Rows
 from synth.tables import Candidate, Clip, Object, Refused
 

@@ -12,8 +12,9 @@ import pytest
 
 from infra import media
 from infra.corpus import Sample
-from synth.catalog import Catalog, assemble, build_catalog
+from synth.catalog import Catalog, assemble
 from synth.inspection import inspect
+from synth.looking import build_catalog
 from synth.pools import Pools, select, split_assets
 from synth.recipe import Recipe, Samples
 from synth.render import make_sample
