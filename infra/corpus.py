@@ -37,14 +37,7 @@ from infra.config import canonical_json
 from infra.config import digest as digest_of
 from infra.member_index import MemberIndex, check_header, check_index
 from infra.shard_cache import DAMAGED, ShardCache
-from infra.shards import (
-    Refused,
-    Sample,
-    ShardRecord,
-    read_markers,
-    shard_name,
-    write_shard,
-)
+from infra.shards import Refused, Sample, ShardRecord, read_markers, shard_name, write_shard
 
 __all__ = [
     "Corpus",
