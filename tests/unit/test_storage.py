@@ -255,4 +255,4 @@ def test_a_store_that_does_not_answer_is_one_sentence(
         storage.exists("s3://bucket/x")
     assert store.asked == retrying.ATTEMPTS
     # A server that is restarted is outlived.
-    assert 20 < sum(waits) < retrying.PATIENCE
+    assert 15 < sum(waits) < retrying.PATIENCE
