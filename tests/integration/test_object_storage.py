@@ -162,7 +162,10 @@ def test_a_corpus_made_on_a_stumbling_store_is_the_one_on_disk(
 ) -> None:
     uri = f"{seaweedfs.uri}/stumbling/corpus"
     values = config.to_dict(RECIPE)
-    flags = [f"--corpus.{name}={json.dumps(value)}" for name, value in values.items()]
+    flags = [
+        f"--corpus.{name}={value if isinstance(value, str) else json.dumps(value)}"
+        for name, value in values.items()
+    ]
     script = str(ROOT / "pipelines" / "synthesize.py")
     # A Ray of its own: the workers have to go through the proxy too.
     with fault_proxy(seaweedfs.endpoint, seed=0, rate=0.2, pause=0.5) as proxy:
