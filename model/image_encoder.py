@@ -224,8 +224,8 @@ class Attention(nn.Module):
         q_NMQD, k_NMKD, v_NMKD = (x.flatten(2, 3) for x in (q_NMhwD, k_NMhwD, v_NMhwD))
         if h < self.window or w < self.window:
             _, k_bias, v_bias = self.qkv.bias.to(split.dtype).view(3, self.heads, 1, -1).unbind(0)
-            k_NMKD = torch.cat([k_NMKD, k_bias.expand(len(k_NMKD), -1, -1, -1)], 2)
-            v_NMKD = torch.cat([v_NMKD, v_bias.expand(len(v_NMKD), -1, -1, -1)], 2)
+            k_NMKD = torch.cat([k_NMKD, k_bias.expand(k_NMKD.shape[0], -1, -1, -1)], 2)
+            v_NMKD = torch.cat([v_NMKD, v_bias.expand(v_NMKD.shape[0], -1, -1, -1)], 2)
         out_NMQD = _attention(q_NMQD, k_NMKD, v_NMKD, self._bias(q_NMhwD))
         out = out_NMQD.view(batch, down, across, self.heads, h, w, -1)
         return out.permute(0, 1, 4, 2, 5, 3, 6).reshape(batch, height, width, -1)
