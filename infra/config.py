@@ -8,12 +8,14 @@ clear sentence with a non-zero exit code when something is wrong with what was a
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import hashlib
 import json
 import logging
 import os
+import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
@@ -22,8 +24,13 @@ import jsonargparse
 
 Config = TypeVar("Config")
 
+
+class JobFailed(Exception):
+    """A job ended without its result; the message says why and what to do."""
+
+
 # What a person can mend. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError)
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError, JobFailed)
 
 
 def parse(
@@ -53,27 +60,45 @@ def parse(
         default_env=False,
         # A key that is cut short is a typing error, and --conf would not replace the recipe.
         allow_abbrev=False,
+        exit_on_error=False,
     )
     parser.add_argument("--config", action="config", help="a YAML recipe; flags override it")
     parser.add_class_arguments(config_class)
-    namespace = parser.parse_args(_spelled(arguments, _switches(config_class)))
-    instance = parser.instantiate(namespace)
+    fields = _fields(config_class)
+    switches = {name for name, hint in fields.items() if hint is bool}
+    try:
+        namespace = parser.parse_args(_spelled(arguments, switches))
+        instance = parser.instantiate(namespace)
+    except jsonargparse.ArgumentError as error:
+        # Left to itself the parser would print all options first, which is some fifty lines.
+        parser.exit(2, f"error: {_sentence(error, fields)}\n")
     values = {f.name: getattr(instance, f.name) for f in dataclasses.fields(config_class)}  # type: ignore[arg-type]
     return config_class(**values)
 
 
-def _switches(config_class: type[Any]) -> set[str]:
-    """The dotted names of all fields that are true or false."""
-    found: set[str] = set()
+def _fields(config_class: type[Any]) -> dict[str, Any]:
+    """The types of all fields by their dotted names."""
+    found: dict[str, Any] = {}
     hints = get_type_hints(config_class)
     for field in dataclasses.fields(config_class):
-        hint = hints[field.name]
-        if hint is bool:
-            found.add(field.name)
+        hint = found[field.name] = hints[field.name]
         for kind in (hint, *get_args(hint)):
             if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-                found |= {f"{field.name}.{name}" for name in _switches(kind)}
+                found |= {f"{field.name}.{name}": type_ for name, type_ in _fields(kind).items()}
     return found
+
+
+def _sentence(error: jsonargparse.ArgumentError, fields: Collection[str]) -> str:
+    """What is wrong with the arguments, in one line and without the library's own types."""
+    text = " ".join(str(error).split())
+    if key := re.match(r'Parser key "([\w.]+)": .*Option \'([\w.]+)\' is not accepted', text):
+        text = f"unrecognized arguments: --{key[1]}.{key[2]}"
+    if key := re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
+        text = f"unrecognized arguments: --{key[1]}.{key[2]}"
+    if key := re.match(r"unrecognized arguments: --([\w.]+)", text):
+        meant = difflib.get_close_matches(key[1], fields, 1)
+        text += f" (is --{meant[0]} meant?)" if meant else ""
+    return f"{text}; --help explains every field"
 
 
 def _spelled(arguments: Sequence[str], switches: set[str]) -> list[str]:

@@ -106,6 +106,8 @@ class Held:
 def hold(uri: str, *, owner: str, seconds: float = 60.0) -> Iterator[Held]:
     """Be the only writer at ``uri`` while the block runs.
 
+    What writers before it were killed over is cleared away first (``storage.clear_leftovers``).
+
     Args:
         owner: what people call this job, for instance its id.
         seconds: how long the lease outlives a holder that is not seen to be dead.
@@ -131,6 +133,10 @@ def hold(uri: str, *, owner: str, seconds: float = 60.0) -> Iterator[Held]:
     renewing = threading.Thread(target=_renew, args=(held, done, seconds / 3), daemon=True)
     renewing.start()
     try:
+        try:
+            storage.clear_leftovers(uri)
+        except OSError as error:
+            logger.warning("what killed jobs have left at %s stays there (%s)", uri, error)
         yield held
     finally:
         done.set()

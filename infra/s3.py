@@ -1,11 +1,13 @@
-"""What S3 asks for beyond a file system: conditions, parts, tags and times; one attempt each.
+"""What S3 asks for beyond a file system: conditions, parts, tags and times, a long walk.
 
-``infra.storage`` calls these and repeats what may be repeated.
+``infra.storage`` calls these. Reads and writes are one attempt each, which it repeats where that
+may help; what takes several requests repeats each of them itself.
 """
 
 from __future__ import annotations
 
 import email.utils
+from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -98,14 +100,14 @@ def write(fs: Any, path: str, data: bytes) -> None:
     """Write an object: one PUT, or parts that become an object together."""
     fs.pipe_file(path, data, chunksize=PART, max_concurrency=PARTS_AT_ONCE)
     if len(data) >= 2 * PART:
-        _abort_leftovers(fs, path)
+        abort_uploads(fs, path)
 
 
 def upload(fs: Any, local: Path, path: str) -> None:
     """Write an object from a file, as ``write`` does."""
     fs.put_file(str(local), path, chunksize=PART, max_concurrency=PARTS_AT_ONCE)
     if local.stat().st_size >= 2 * PART:
-        _abort_leftovers(fs, path)
+        abort_uploads(fs, path)
 
 
 def write_if(fs: Any, path: str, data: bytes, **condition: str) -> str | None:
@@ -127,18 +129,37 @@ def write_if(fs: Any, path: str, data: bytes, **condition: str) -> str | None:
     return standing.etag if standing.data == data else None
 
 
-def _abort_leftovers(fs: Any, path: str) -> None:
-    """Remove the parts that attempts which were cut off have left of an upload to ``path``."""
+def abort_uploads(fs: Any, path: str, *, below: bool = False) -> None:
+    """Remove the parts that uploads to ``path``, or to all ``below`` it, left when they were cut
+    off; a thousand of them at most."""
     bucket, key, _ = fs.split_path(path)
 
     def abort() -> None:
-        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=key)
+        prefix = f"{key}/" if below else key
+        answer = fs.call_s3("list_multipart_uploads", Bucket=bucket, Prefix=prefix)
         for found in answer.get("Uploads", []):
-            if found["Key"] == key:
+            if below or found["Key"] == key:
                 with suppress(FileNotFoundError):
-                    upload = {"Bucket": bucket, "Key": key, "UploadId": found["UploadId"]}
+                    upload = {"Bucket": bucket, "Key": found["Key"], "UploadId": found["UploadId"]}
                     fs.call_s3("abort_multipart_upload", **upload)
 
     # Who may write need not be allowed to list; the object stands either way.
     with suppress(PermissionError):
         retrying(abort, what=f"s3://{path}")
+
+
+def walk(fs: Any, path: str) -> Iterator[str]:
+    """The name below ``path`` of every object; each page of the listing is asked for until it
+    comes."""
+    bucket, _, prefix = path.partition("/")
+    start = f"{prefix}/" if prefix else ""
+    page = {"Bucket": bucket, "Prefix": start}
+    while True:
+        answer = retrying(lambda: fs.call_s3("list_objects_v2", **page), what=f"s3://{path}")
+        for item in answer.get("Contents", ()):
+            # Some servers keep an empty folder where the last object of a prefix was.
+            if not item["Key"].endswith("/"):
+                yield item["Key"][len(start) :]
+        if not answer.get("IsTruncated"):
+            return
+        page["ContinuationToken"] = answer["NextContinuationToken"]

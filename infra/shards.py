@@ -7,7 +7,6 @@ fixed owner, sorted members.
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 import re
 import tarfile
@@ -15,7 +14,7 @@ import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -124,27 +123,27 @@ def write_shard(
     refused: list[Refused] = []
     classes: dict[str, int] = {}
     seen: set[str] = set()
-    with tempfile.TemporaryDirectory(prefix="save-shard-") as folder:
-        local = Path(folder) / "shard.tar"
+    # Without a name: it goes away with this process, however that ends.
+    with tempfile.TemporaryFile() as tar:
         digest = hashlib.sha256()
-        with local.open("wb") as tar:
-            for sample in samples:
-                if isinstance(sample, Refused):
-                    refused.append(sample)
-                    continue
-                if sample.key in seen:
-                    raise ValueError(f"the key {sample.key!r} is given twice in {name}.tar")
-                seen.add(sample.key)
-                with stopwatch.time("write"):
-                    rows.append(_write_sample(tar, digest, sample))
-                for sounding in sample.meta["classes"]:
-                    classes[sounding] = classes.get(sounding, 0) + 1
-            # The end of a tar: two empty blocks, padded to a whole record.
-            end = tar.tell() + 2 * tarfile.BLOCKSIZE
-            padding = -end % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
-            tar.write(bytes(padding))
-            digest.update(bytes(padding))
-            size = tar.tell()
+        for sample in samples:
+            if isinstance(sample, Refused):
+                refused.append(sample)
+                continue
+            if sample.key in seen:
+                raise ValueError(f"the key {sample.key!r} is given twice in {name}.tar")
+            seen.add(sample.key)
+            with stopwatch.time("write"):
+                rows.append(_write_sample(tar, digest, sample))
+            for sounding in sample.meta["classes"]:
+                classes[sounding] = classes.get(sounding, 0) + 1
+        # The end of a tar: two empty blocks, padded to a whole record.
+        end = tar.tell() + 2 * tarfile.BLOCKSIZE
+        padding = -end % tarfile.RECORDSIZE + 2 * tarfile.BLOCKSIZE
+        tar.write(bytes(padding))
+        digest.update(bytes(padding))
+        size = tar.tell()
+        tar.flush()
         with stopwatch.time("write"):
             index = pa.BufferOutputStream()
             pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
@@ -162,7 +161,7 @@ def write_shard(
                 classes=dict(sorted(classes.items())),
             )
             marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
-            storage.upload(local, storage.join(uri, record.path))
+            storage.upload(Path(f"/dev/fd/{tar.fileno()}"), storage.join(uri, record.path))
             storage.write_bytes(storage.join(uri, record.index), index_data)
             storage.write_bytes(storage.join(uri, record.marker), canonical_json(marker))
     return record, refused
@@ -173,7 +172,7 @@ def shard_name(split: str, number: int) -> str:
     return f"shards/{split}-{number:05d}"
 
 
-def _write_sample(tar: io.BufferedWriter, digest: Any, sample: Sample) -> dict[str, Any]:
+def _write_sample(tar: IO[bytes], digest: Any, sample: Sample) -> dict[str, Any]:
     if not _KEY.fullmatch(sample.key):
         raise ValueError(
             f"{sample.key!r} is no corpus key: use 1 to 100 ASCII letters, digits, '_' and '-'"

@@ -10,11 +10,9 @@ the bytes are written aside and renamed. What a store may stumble over is in ``i
 
 from __future__ import annotations
 
-import fcntl
-import hashlib
+import io
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -23,22 +21,25 @@ from typing import Any, TypeVar
 
 import fsspec
 
-from infra import s3
+from infra import disk, s3
 from infra.retrying import is_transient, retries, retrying
 from infra.s3 import Stored
 
 __all__ = [
     "Stored",
     "cache_folder",
+    "clear_leftovers",
     "create",
     "download",
     "exists",
     "filesystem",
     "for_arrow",
+    "iter_files",
     "join",
     "list_files",
     "list_sizes",
     "normalise",
+    "open_read",
     "read_bytes",
     "read_many",
     "read_range",
@@ -57,6 +58,9 @@ Result = TypeVar("Result")
 DEFAULT_READ_LIMIT = 1 << 30
 
 _READERS = 32
+_FOLDER = "a folder stands where a file is needed"
+# Bytes of one request of ``open_read``.
+_PIECE = 4 << 20
 
 
 def cache_folder() -> Path:
@@ -121,11 +125,10 @@ def _plain_errors(uri: str | Path) -> Iterator[None]:
         raise PermissionError(
             f"{uri} may not be accessed ({error}): check its rights or the AWS keys"
         ) from None
-    except (IsADirectoryError, NotADirectoryError, FileExistsError):
-        raise ValueError(
-            f"{uri} cannot be used: a folder stands where a file is needed, or a file where a "
-            "folder is"
-        ) from None
+    except IsADirectoryError:
+        raise ValueError(f"{uri} cannot be used: {_FOLDER}") from None
+    except (NotADirectoryError, FileExistsError):
+        raise ValueError(f"{uri} cannot be used: a file stands where a folder is needed") from None
     except Exception as error:
         # botocore's errors share no built-in class, and importing it takes long.
         if not is_transient(error) and not type(error).__module__.startswith("botocore."):
@@ -136,9 +139,12 @@ def _plain_errors(uri: str | Path) -> Iterator[None]:
 
 
 def size(uri: str | Path) -> int:
-    """Bytes of one object."""
+    """Bytes of one object; ValueError where a folder stands."""
     fs, path = filesystem(uri)
-    return int(_ask(uri, lambda: fs.info(path)["size"]))
+    info = _ask(uri, lambda: fs.info(path))
+    if info["type"] == "directory":
+        raise ValueError(f"{uri} cannot be used: {_FOLDER}")
+    return int(info["size"])
 
 
 def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
@@ -151,12 +157,8 @@ def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
     fs, path = filesystem(uri)
     if not _is_local(fs):
         return _ask(uri, lambda: s3.read(fs, path, limit=limit)).data
-    with _plain_errors(uri), Path(path).open("rb") as file:
-        # Asked for the limit, Python would set that much memory aside for each small file.
-        data = file.read(min(limit, os.fstat(file.fileno()).st_size) + 1)
-    if len(data) > limit:
-        raise ValueError(f"{uri} is larger than the {limit} bytes that are read of such a file")
-    return data
+    with _plain_errors(uri):
+        return disk.read(path, limit=limit)
 
 
 def read_many(uris: Sequence[str], *, limit: int = DEFAULT_READ_LIMIT) -> Iterator[bytes | None]:
@@ -184,19 +186,45 @@ def read_range(uri: str | Path, offset: int, size: int) -> bytes:
     return data
 
 
+def open_read(uri: str | Path) -> io.BufferedReader:
+    """An object from front to back, a piece in memory, each with the patience that all reads have.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: it is a folder; while it is read: it ends early.
+    """
+    return io.BufferedReader(_Pieces(uri))
+
+
+class _Pieces(io.RawIOBase):
+    def __init__(self, uri: str | Path) -> None:
+        self._uri = uri
+        self._size = size(uri)
+        self._at = 0
+        self._piece = memoryview(b"")
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: Any) -> int:
+        if not self._piece and self._at < self._size:
+            count = min(_PIECE, self._size - self._at)
+            self._piece = memoryview(read_range(self._uri, self._at, count))
+            self._at += count
+        taken = self._piece[: len(buffer)]
+        buffer[: len(taken)] = taken
+        self._piece = self._piece[len(taken) :]
+        return len(taken)
+
+
 def read_stored(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> Stored | None:
     """The whole object with its tag and age, or None where there is none."""
     fs, path = filesystem(uri)
     try:
         if not _is_local(fs):
             return _ask(uri, lambda: s3.read(fs, path, limit=limit))
-        with _plain_errors(uri), Path(path).open("rb") as file:
-            data = file.read(limit)
-            written = os.fstat(file.fileno()).st_mtime
-            # The disk's own clock, which may be another machine's.
-            with tempfile.NamedTemporaryFile(prefix=".", dir=Path(path).parent) as probe:
-                now = os.stat(probe.name).st_mtime
-        return Stored(data=data, etag=_local_etag(data), age=now - written)
+        with _plain_errors(uri):
+            return disk.read_stored(path, limit=limit)
     except FileNotFoundError:
         return None
 
@@ -207,8 +235,8 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
     if not _is_local(fs):
         _ask(uri, lambda: s3.write(fs, path, data))
         return
-    with _plain_errors(uri), _aside(Path(path)) as aside:
-        _write_through(aside, data)
+    with _plain_errors(uri):
+        disk.write(path, data)
 
 
 def create(uri: str | Path, data: bytes) -> str | None:
@@ -221,12 +249,7 @@ def create(uri: str | Path, data: bytes) -> str | None:
     if not _is_local(fs):
         return _ask(uri, lambda: s3.write_if(fs, path, data, IfNoneMatch="*"))
     with _plain_errors(uri):
-        try:
-            with _aside(Path(path), os.link) as aside:
-                _write_through(aside, data)
-        except FileExistsError:
-            return None
-    return _local_etag(data)
+        return disk.create(path, data)
 
 
 def replace_if(uri: str | Path, data: bytes, etag: str) -> str | None:
@@ -236,21 +259,8 @@ def replace_if(uri: str | Path, data: bytes, etag: str) -> str | None:
     fs, path = filesystem(uri)
     if not _is_local(fs):
         return _ask(uri, lambda: s3.write_if(fs, path, data, IfMatch=etag))
-    target = Path(path)
     with _plain_errors(uri):
-        while True:
-            try:
-                with target.open("r+b") as file:
-                    fcntl.flock(file, fcntl.LOCK_EX)
-                    if not os.path.samestat(os.fstat(file.fileno()), target.stat()):
-                        continue  # replaced by whoever had the lock before
-                    if _local_etag(file.read()) != etag:
-                        return None
-                    with _aside(target) as aside:
-                        _write_through(aside, data)
-                    return _local_etag(data)
-            except FileNotFoundError:
-                return None
+        return disk.replace_if(path, data, etag)
 
 
 def upload(local: Path, uri: str | Path) -> None:
@@ -259,10 +269,8 @@ def upload(local: Path, uri: str | Path) -> None:
     if not _is_local(fs):
         _ask(uri, lambda: s3.upload(fs, local, path))
         return
-    with _plain_errors(uri), _aside(Path(path)) as aside:
-        shutil.copyfile(local, aside)
-        with aside.open("rb") as file:
-            os.fsync(file.fileno())
+    with _plain_errors(uri):
+        disk.upload(local, path)
 
 
 def download(uri: str | Path, local: Path) -> None:
@@ -275,7 +283,7 @@ def download(uri: str | Path, local: Path) -> None:
     fs, path = filesystem(uri)
     with _plain_errors(uri):
         if _is_local(fs):
-            with _aside(local) as aside:
+            with disk.aside(local) as aside:
                 shutil.copyfile(path, aside)
             return
         info = retrying(lambda: fs.info(path), what=str(uri))
@@ -286,42 +294,12 @@ def download(uri: str | Path, local: Path) -> None:
 
         # Each part on its own, so that one that breaks does not cost the others.
         with (
-            _aside(local) as aside,
+            disk.aside(local) as aside,
             aside.open("wb") as file,
             ThreadPoolExecutor(s3.PARTS_AT_ONCE) as pool,
         ):
             for _ in pool.map(fetch, range(0, int(info["size"]), s3.PART)):
                 pass
-
-
-def _write_through(path: Path, data: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _local_etag(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-@contextmanager
-def _aside(target: Path, place: Callable[[Path, Path], None] = os.replace) -> Iterator[Path]:
-    """A file beside ``target`` that takes its name when the block ends well.
-
-    Args:
-        place: ``os.link`` to fail with FileExistsError where a file has that name already.
-    """
-    target.parent.mkdir(parents=True, exist_ok=True)
-    handle, name = tempfile.mkstemp(prefix=f".{target.name[:80]}.", dir=target.parent)
-    os.close(handle)
-    aside = Path(name)
-    try:
-        yield aside
-        aside.chmod(0o644)
-        place(aside, target)
-    finally:
-        aside.unlink(missing_ok=True)
 
 
 def exists(uri: str | Path) -> bool:
@@ -351,6 +329,32 @@ def list_files(uri: str | Path, suffix: str = "") -> list[str]:
     """The URIs of what ``list_sizes`` lists."""
     root = normalise(uri).rstrip("/")
     return [f"{root}/{name}" if name else root for name in list_sizes(uri, suffix)]
+
+
+def iter_files(uri: str | Path) -> Iterator[str]:
+    """The name below ``uri`` of every object at any depth, in any order.
+
+    For folders of millions: a page of names is held at a time, where ``list_sizes`` holds all.
+    """
+    fs, path = filesystem(uri)
+    with _plain_errors(uri):
+        for name in disk.walk(path) if _is_local(fs) else s3.walk(fs, path):
+            if not name.rsplit("/", 1)[-1].startswith("."):
+                yield name
+
+
+def clear_leftovers(uri: str | Path) -> None:
+    """Remove what writers that were killed have left in a folder and those just below it.
+
+    That is what they wrote aside, and on S3 the parts of uploads that were not completed. Only for
+    whoever is the one writer there: it cuts short what another writes.
+    """
+    fs, path = filesystem(uri)
+    if _is_local(fs):
+        with _plain_errors(uri):
+            disk.clear_leftovers(path)
+    else:
+        _ask(uri, lambda: s3.abort_uploads(fs, path, below=True))
 
 
 def remove(uri: str | Path) -> None:

@@ -59,6 +59,12 @@ class MediaConfig:
             )
 
 
+def check_parallelism(parallelism: int | None) -> None:
+    """ValueError where no task could run."""
+    if parallelism is not None and parallelism < 1:
+        raise ValueError(f"parallelism is {parallelism}: use at least 1, or null for all CPUs")
+
+
 @dataclass(frozen=True, kw_only=True)
 class CatalogConfig:
     """The catalog job."""
@@ -71,6 +77,9 @@ class CatalogConfig:
     """Look again at what the catalog that stands there refused, and at nothing else."""
     parallelism: int | None = None
     """Files looked at at once; all CPUs of the cluster by default."""
+
+    def __post_init__(self) -> None:
+        check_parallelism(self.parallelism)
 
 
 def find_media(media: MediaConfig) -> Offer:

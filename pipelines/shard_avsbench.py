@@ -12,6 +12,7 @@ from typing import Any, Literal
 from infra import cluster, config, corpus, lease, storage
 from infra.console import say, table
 from infra.corpus import Refused, Sample
+from pipelines.catalog import check_parallelism
 from synth import avsbench
 from synth.avsbench import ClipRow, Layout
 from synth.distribute import ShardTask, Shared, map_rows, write_shards
@@ -53,6 +54,7 @@ class ShardAvsbenchConfig:
     published ones are, or the video's own size."""
 
     def __post_init__(self) -> None:
+        check_parallelism(self.parallelism)
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {self.samples_per_shard}: use at least 1")
         if self.uri is None and not self.check:

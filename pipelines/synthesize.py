@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from infra import cluster, config, corpus, lease, storage
-from infra.corpus import Corpus, Refused, Sample
-from pipelines.catalog import MediaConfig, look_at_media
+from infra.corpus import Corpus, Refused, Sample, ShardRecord
+from pipelines.catalog import MediaConfig, check_parallelism, look_at_media
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, Shared, workers, write_shards
 from synth.plan import plan_digest, plan_shards
@@ -67,6 +67,9 @@ class SynthesizeConfig:
     retry_refused: bool = False
     """Look again at the inputs that an earlier run refused, and make their shards anew."""
 
+    def __post_init__(self) -> None:
+        check_parallelism(self.parallelism)
+
 
 def run(job: SynthesizeConfig) -> dict[str, Any]:
     """Compose a synthetic corpus; a rerun makes only what is missing."""
@@ -100,6 +103,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         max_refused=recipe.max_refused,
         retry_refused=job.retry_refused,
     )
+    _tell_of_strays(job.uri, written.records)
     notes: tuple[str, ...] = NOTES[recipe.scenes]
     if recipe.scenes == "composite" and not recipe.own_assets:
         notes = (*notes, SHARED_NOTE)
@@ -168,6 +172,25 @@ def _make(
     """The samples of one shard."""
     for number in range(task.first, task.first + task.samples):
         yield make_sample(pools.get()[task.split], recipe, roots, seed, task.split, number)
+
+
+def _tell_of_strays(uri: str, records: Sequence[ShardRecord]) -> None:
+    """Say in the log what lies among the shards and is of none that the manifest will list.
+
+    A run for more samples, or of another recipe, was stopped there and can still be finished from
+    it elsewhere: that is for its owner to give up.
+    """
+    ours = {name for record in records for name in (record.path, record.index, record.marker)}
+    strays = {n: size for n, size in corpus.shard_sizes(uri).items() if n not in ours}
+    if strays:
+        logger.warning(
+            "%s holds %d files (%.1f MB) of shards that are not of this corpus, the first is %s: "
+            "another run left them there; readers pass them over, and they may be removed",
+            storage.join(uri, "shards"),
+            len(strays),
+            sum(strays.values()) / 1e6,
+            min(strays),
+        )
 
 
 def _about(chosen: Selected, pools: Mapping[str, Pools]) -> dict[str, Any]:

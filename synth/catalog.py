@@ -130,6 +130,11 @@ class Catalog:
         try:
             marker = json.loads(storage.read_bytes(storage.join(uri, MARKER)))
             known = marker["format"] == FORMAT and isinstance(marker["roots"], dict)
+        except FileNotFoundError:
+            raise FileNotFoundError(
+                f"no catalog stands at {uri}: {MARKER} is missing; check the URI, or make it with "
+                "pipelines/catalog.py"
+            ) from None
         except (ValueError, KeyError, TypeError):
             known = False
         if not known:
@@ -232,7 +237,10 @@ def _check_usable(catalog: Catalog) -> None:
     needed: dict[str, Rows[Any]] = {"object": catalog.objects, "sound": catalog.clips}
     for what, rows in needed.items():
         if not len(rows):
-            raise ValueError(f"{where} holds no usable {what}; {_first_refusal(catalog)}")
+            raise ValueError(
+                f"{where} holds no usable {what}{_first_refusal(catalog)}: add a source that has "
+                "objects with masks and one that has sounds"
+            )
     if not catalog.classes:
         raise ValueError(
             f"no class in {where} has both an object and a sound: name the folders of "
@@ -242,6 +250,7 @@ def _check_usable(catalog: Catalog) -> None:
 
 def _first_refusal(catalog: Catalog) -> str:
     if not len(catalog.refused):
-        return "none was offered"
+        return ""
     first = catalog.refused[0]
-    return f"{len(catalog.refused)} files were refused, the first is {first.id} ({first.reason})"
+    count = len(catalog.refused)
+    return f" ({count} inputs were refused, the first is {first.id}, {first.reason})"

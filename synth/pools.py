@@ -244,7 +244,7 @@ def _classes(
     if unknown:
         raise ValueError(
             f"the catalog has no class {unknown[0]!r} with both a picture and a sound; "
-            f"it has {', '.join(usable)}"
+            f"it has {', '.join(usable)}: name some of these in corpus.classes, or [] for all"
         )
     chosen = sorted(recipe.classes) or usable
     if recipe.tiers or recipe.needed_by:

@@ -3,7 +3,7 @@
 unbalanced_train_segments.csv      YTID, start_seconds, end_seconds, "mid,mid"; also balanced_train
                                    and eval; three comment lines stand above
 ontology.json                      [{"id", "name", "child_ids", ...}]
-<audio>/{YTID}_{start}.wav         see ``vggsound.clip_files`` for the names and endings
+<audio>/{YTID}_{start}.wav         see ``clips.clip_files`` for the names and endings
 
 A clip is of use where it has the sound of one class and no other. Its labels are of all depths of
 the ontology ("Animal", "Dog", "Bark"), so only the ontology tells which of them add something.
@@ -14,12 +14,18 @@ from __future__ import annotations
 import json
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 
 from infra import storage
-from synth import taxonomy
+from synth.sources.clips import (
+    YOUTUBE_LICENCE,
+    Files,
+    classes_by_label,
+    clip_files,
+    clip_of,
+    on_youtube,
+    only_class,
+)
 from synth.sources.csv_rows import read_rows
-from synth.sources.vggsound import LICENCE, clip_files, clip_of, on_youtube
 from synth.tables import Candidate
 from synth.taxonomy import Labels
 
@@ -63,7 +69,7 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
     """
     ontology = read_ontology(source) if source.ontology else Ontology()
     files = clip_files(source.folder, source.audio)
-    taken: set[str] = set()
+    found = Files(labels)
     for table in _tables(source, labels):
         rows = read_rows(
             storage.join(source.folder, table),
@@ -81,7 +87,7 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
                 root=NAME,
                 path=f"{table} row {number}",
                 class_name=class_name,
-                licence=LICENCE,
+                licence=YOUTUBE_LICENCE,
             )
             try:
                 clip = clip_of(row["YTID"], row["start_seconds"])
@@ -89,12 +95,7 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
                 yield candidate.refused(f"row: {error}")
                 continue
             path = files.get(clip) or files.get((clip[0], None))
-            if path is None:
-                labels.left_out["no file"] += 1
-            elif path in taken:
-                labels.left_out["named twice"] += 1
-            else:
-                taken.add(path)
+            if found.give(path):
                 yield on_youtube(candidate, clip, path)
 
 
@@ -192,40 +193,3 @@ def _are_related(mid: str, own: Collection[str], ontology: Ontology) -> bool:
     """Whether a MID includes one of a class's own sounds or is a kind of one."""
     above = ontology.ancestors.get(mid, ())
     return any(name in above or mid in ontology.ancestors.get(name, ()) for name in own)
-
-
-def only_class(
-    means: Mapping[str, str], broader: Mapping[str, Collection[str]], labels: Labels
-) -> str | None:
-    """The class of a clip with several labels, or None where they name none or more than one.
-
-    Classes that are not asked for count as well: a clip with a dog and a cat is of no use for
-    either. Clips with more than one are counted in ``labels.left_out``.
-
-    Args:
-        means: by each label of the clip the one that the taxonomy knows it by.
-        broader: by a label those that it implies; beside it they say nothing.
-    """
-    classes = classes_by_label(labels.source)
-    asked = {label: labels.of(known) for label, known in means.items()}
-    # Of labels with a class alone: Buzz is below Bee and Fly, and beside Bee it implies neither.
-    telling = [label for label in means if means[label] in classes]
-    implied = {name for label in telling for name in broader.get(label, ())}
-    specific = [label for label in telling if label not in implied]
-    found = sorted({name for label in specific if (name := asked[label]) is not None})
-    if not found:
-        return None
-    if any(found[0] not in classes[means[label]] for label in specific):
-        labels.left_out["several classes"] += 1
-        return None
-    return found[0]
-
-
-@cache
-def classes_by_label(source: str) -> dict[str, frozenset[str]]:
-    """By every label of a source all classes of the taxonomy that share it."""
-    shared: dict[str, set[str]] = {}
-    for row in taxonomy.classes():
-        for label in row.labels[source]:
-            shared.setdefault(label, set()).add(row.name)
-    return {label: frozenset(names) for label, names in shared.items()}

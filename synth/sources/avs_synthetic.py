@@ -10,6 +10,7 @@ The table has nine columns, of which the publisher's own loader names seven and 
 ``split`` by position; so they are found by name where a header has it and by position elsewhere.
 Its rows of the train split state no sound: what they may be paired with stands in the pickle alone,
 which is read by an unpickler that knows containers, strings and whole numbers and nothing else.
+A pickle with anything else in it is refused, and the rest is read without it.
 
 The 46 class names are published nowhere but in the table. A name is looked up among the classes of
 the taxonomy and what LVIS, Open Images and VGGSound call them.
@@ -19,6 +20,7 @@ from __future__ import annotations
 
 import copy
 import io
+import logging
 import pickle
 import pickletools
 import re
@@ -33,6 +35,8 @@ from synth import taxonomy
 from synth.sources.csv_rows import read_cells
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
+
+logger = logging.getLogger(__name__)
 
 NAME = "avs_synthetic"
 SPLITS = ("train", "validate", "test")
@@ -74,12 +78,29 @@ def candidates(source: AvsSyntheticConfig, labels: Labels) -> Iterator[Candidate
 
     Raises:
         FileNotFoundError: there is no table of objects.
-        ValueError: an unknown split, the table is none, or the pickle is not plain data.
+        ValueError: an unknown split, or the table is none.
     """
     for split in source.splits:
         if split not in SPLITS:
             raise ValueError(f"{split!r} is no split of AVS-Synthetic: use {', '.join(SPLITS)}")
-    lists = _sound_lists(source, labels)
+    lists: dict[int, list[str]] = {}
+    uri = storage.join(source.folder, source.sound_lists)
+    try:
+        if source.sound_lists and (not source.splits or "train" in source.splits):
+            lists = _sound_lists(uri)
+    except FileNotFoundError:
+        labels.left_out[f"no file {source.sound_lists}"] += 1
+    except ValueError as error:
+        logger.warning("%s is not used: %s", uri, error)
+        yield Candidate(
+            role="sound",
+            source=NAME,
+            root=NAME,
+            path=source.sound_lists,
+            licence=_SOUND_LICENCE,
+            # Where the source lies must not show in the corpus.
+            refusal=f"unreadable: {str(error).replace(uri, source.sound_lists)}",
+        )
     class_of = _Classes(labels)
     # As published 62,609 rows, which take some ten megabytes.
     datasets: dict[str, str] = {}
@@ -273,31 +294,22 @@ class _PlainUnpickler(pickle.Unpickler):
     """Whatever is more than containers, strings and numbers has to be found by its name: here."""
 
     def find_class(self, module: str, name: str) -> NoReturn:
-        raise ValueError(f"it asks for code ({module}.{name})")
+        raise ValueError(f"it asks for code ({ascii(module)[1:-1]}.{ascii(name)[1:-1]})")
 
 
-def _sound_lists(source: AvsSyntheticConfig, labels: Labels) -> dict[int, list[str]]:
-    """Class number -> names of sounds; empty where the file is not there or not wanted.
+def _sound_lists(uri: str) -> dict[int, list[str]]:
+    """Class number -> names of sounds.
 
     Raises:
+        FileNotFoundError: the pickle is not there.
         ValueError: it asks for code, is damaged, too large, or something else.
     """
-    if not source.sound_lists or (source.splits and "train" not in source.splits):
-        return {}
-    uri = storage.join(source.folder, source.sound_lists)
-    if not storage.exists(uri):
-        labels.left_out[f"no file {source.sound_lists}"] += 1
-        return {}
     data = storage.read_bytes(uri, limit=_MAX_PICKLE)
     try:
-        content = _plain(data)
+        return _plain(data)
     except Exception as error:  # the bytes are a program: nearly anything can go wrong in it
-        reason = str(error)[:200] or type(error).__name__
-        raise ValueError(
-            f"{uri} is not read: {reason}; take the published file, or set sound_lists to '' to "
-            "do without it"
-        ) from None
-    return content
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(reason[:200]) from None
 
 
 def _plain(data: bytes) -> dict[int, list[str]]:

@@ -12,15 +12,12 @@ import csv
 import io
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
 
 from infra import storage
 
 # Characters. Far more than an honest row has, and less than ``csv.field_size_limit()`` is unless
 # somebody changed it: that limit belongs to the whole process and is left alone.
 _MAX_LINE = 1 << 16
-# Bytes of one request.
-_PIECE = 4 << 20
 
 
 def read_rows(
@@ -89,8 +86,8 @@ def read_cells(
         ValueError: not text in UTF-8.
     """
     # Bytes that are no UTF-8 become surrogates, so that the line with them is known.
-    buffered = io.BufferedReader(_Stream(uri))
-    with io.TextIOWrapper(buffered, encoding="utf-8", errors="surrogateescape") as text:
+    file = storage.open_read(uri)
+    with io.TextIOWrapper(file, encoding="utf-8", errors="surrogateescape") as text:
         number = 0
         while line := text.readline(_MAX_LINE):
             number += 1
@@ -103,29 +100,6 @@ def read_cells(
                     left_out["line too long"] += 1
             elif any(cells) and not cells[0].startswith("#"):
                 yield number, cells
-
-
-class _Stream(io.RawIOBase):
-    """A file from front to back, piece by piece, each with the patience that ``storage`` has."""
-
-    def __init__(self, uri: str) -> None:
-        self._uri = uri
-        self._size = storage.size(uri)
-        self._at = 0
-        self._piece = memoryview(b"")
-
-    def readable(self) -> bool:
-        return True
-
-    def readinto(self, buffer: Any) -> int:
-        if not self._piece and self._at < self._size:
-            count = min(_PIECE, self._size - self._at)
-            self._piece = memoryview(storage.read_range(self._uri, self._at, count))
-            self._at += count
-        taken = self._piece[: len(buffer)]
-        buffer[: len(taken)] = taken
-        self._piece = self._piece[len(taken) :]
-        return len(taken)
 
 
 def _check_text(uri: str, number: int, line: str) -> None:

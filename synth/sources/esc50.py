@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infra import storage
+from synth.sources.clips import Files
 from synth.sources.csv_rows import read_rows
 from synth.tables import Candidate
 from synth.taxonomy import Labels
@@ -46,7 +47,7 @@ def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
     root = storage.normalise(source.folder)
     audio = storage.normalise(storage.join(root, source.audio))
     files = set(storage.list_files(audio))
-    taken: set[str] = set()
+    found = Files(labels)
     table = storage.join(root, source.table)
     rows = read_rows(table, _COLUMNS, required=("filename", "category"), left_out=labels.left_out)
     for number, row in enumerate(rows, start=1):
@@ -61,15 +62,10 @@ def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
         if not name or "/" in name or "\\" in name:
             path = f"{source.table} row {number}"
             refusal = f"path: {name[:40]!r} is no name of a file in {source.audio}"
-        elif uri not in files:
-            labels.left_out["no file"] += 1
-            continue
-        elif uri in taken:
-            labels.left_out["named twice"] += 1
-            continue
-        else:
-            taken.add(uri)
+        elif found.give(uri if uri in files else None):
             path, refusal = uri[len(root) + 1 :], ""
+        else:
+            continue
         yield Candidate(
             role="sound",
             source=NAME,

@@ -32,7 +32,8 @@ def candidates(folder: str) -> Iterator[Candidate]:
     """Every picture and sound of the layout above, by path; other files are left alone.
 
     Raises:
-        ValueError: there is none.
+        FileNotFoundError: there is no such folder.
+        ValueError: it holds none.
     """
     root = storage.normalise(folder)
     empty = True
@@ -50,6 +51,8 @@ def candidates(folder: str) -> Iterator[Candidate]:
             path=path,
             licence="not stated",
         )
+    if empty and not storage.exists(root):
+        raise FileNotFoundError(f"{folder} does not exist: check the path or URI")
     if empty:
         raise ValueError(
             f"{folder} holds no media: it needs objects/<class>/*.png, sounds/<class>/*.wav and "

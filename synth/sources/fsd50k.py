@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra import storage
-from synth.sources.audioset import only_class
+from synth.sources.clips import Files, only_class
 from synth.sources.csv_rows import read_rows
 from synth.tables import Candidate
 from synth.taxonomy import Labels
@@ -92,7 +92,7 @@ def _split_candidates(source: Fsd50kConfig, split: str, labels: Labels) -> Itera
     audio = storage.normalise(storage.join(root, folder))
     files = set(storage.list_files(audio))
     terms = _read_terms(storage.join(root, clips_info))
-    taken: set[str] = set()
+    found = Files(labels)
     rows = read_rows(
         storage.join(root, table),
         _COLUMNS,
@@ -121,12 +121,7 @@ def _split_candidates(source: Fsd50kConfig, split: str, labels: Labels) -> Itera
             where = f"{table} row {number}"
             refused = candidate.refused(f"row: {clip[:40]!r} is no number of a Freesound clip")
             yield dataclasses.replace(refused, path=where, origin="")
-        elif uri not in files:
-            labels.left_out["no file"] += 1
-        elif uri in taken:
-            labels.left_out["named twice"] += 1
-        else:
-            taken.add(uri)
+        elif found.give(uri if uri in files else None):
             yield candidate if licence else candidate.refused(f"licence: {clips_info} states none")
 
 

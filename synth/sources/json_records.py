@@ -32,13 +32,8 @@ def read_records(uri: str) -> Iterator[tuple[str, Any]]:
         FileNotFoundError: there is no such file.
         ValueError: it is no JSON object, or ends early, or a record is too long or too deep.
     """
-    storage.size(uri)  # says in a sentence what opening says in the words of a library
-    fs, path = storage.filesystem(uri)
-    try:
-        with fs.open(path, "rb") as file:
-            yield from _records(_Window(uri, file))
-    except IsADirectoryError:
-        raise ValueError(f"{uri} is a folder: give the file in it") from None
+    with storage.open_read(uri) as file:
+        yield from _records(_Window(uri, file))
 
 
 def _records(window: _Window) -> Iterator[tuple[str, Any]]:

@@ -18,19 +18,20 @@ from __future__ import annotations
 
 import copy
 import itertools
-import os
+import logging
 import re
 import sqlite3
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 
 from infra import storage
-from infra.retrying import retrying
 from synth.sources.csv_rows import read_rows
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
+
+logger = logging.getLogger(__name__)
 
 NAME = "open_images"
 # What the publisher lists for all photographs (storage.googleapis.com/openimages/web).
@@ -92,7 +93,7 @@ def candidates(source: OpenImagesConfig, labels: Labels) -> Iterator[Candidate]:
 
     Raises:
         FileNotFoundError: the table of masks is missing.
-        ValueError: a table is none, or another one.
+        ValueError: it is none, or another one.
     """
     # An empty name is a database in a temporary file, which nobody else sees and which goes away.
     with closing(sqlite3.connect("")) as database:
@@ -101,8 +102,8 @@ def candidates(source: OpenImagesConfig, labels: Labels) -> Iterator[Candidate]:
         database.executescript(_SCHEMA)
         yield from _add_objects(database, source, labels)
         _add_files(database, source)
-        _add_licences(database, source, labels)
-        _add_absences(database, source, labels)
+        yield from _add_optional(database, source, source.photographs, _add_licences, labels)
+        yield from _add_optional(database, source, source.image_labels, _add_absences, labels)
         yield from _photographs(database, labels)
 
 
@@ -154,54 +155,49 @@ def _add_files(database: sqlite3.Connection, source: OpenImagesConfig) -> None:
             f"UPDATE {table} SET path = min(ifnull(path, ?1), ?1) WHERE {key} = ?2",
             (
                 (f"{folder}/{path}", path.rsplit("/", 1)[-1].removesuffix(ending))
-                for path in _walk(storage.join(source.folder, folder))
+                for path in storage.iter_files(storage.join(source.folder, folder))
                 if path.endswith(ending)
             ),
         )
 
 
-def _walk(uri: str) -> Iterator[str]:
-    """The path below ``uri`` of every file at any depth, in any order.
+def _add_optional(
+    database: sqlite3.Connection,
+    source: OpenImagesConfig,
+    name: str,
+    add: Callable[[sqlite3.Connection, str, Labels], None],
+    labels: Labels,
+) -> Iterator[Candidate]:
+    """Add what a table says that may be missing; a damaged one is refused, and holds up to there.
 
-    Unlike fsspec's ``find`` it holds a page of names at a time and no dictionary for each of
-    millions of files.
+    Args:
+        name: of the table; empty to do without it.
+        add: takes the table's URI.
     """
-    fs, top = storage.filesystem(uri)
-    if "file" in fs.protocol:
-        folders = [top] if os.path.isdir(top) else []
-        while folders:
-            with os.scandir(folders.pop()) as entries:
-                for entry in entries:
-                    if entry.is_dir():
-                        folders.append(entry.path)
-                    else:
-                        yield entry.path[len(top) + 1 :]
-        return
-    bucket, _, prefix = top.partition("/")
-    page = {"Bucket": bucket, "Prefix": f"{prefix}/"}
-    while True:
-        answer = retrying(lambda: fs.call_s3("list_objects_v2", **page), what=uri)
-        for item in answer.get("Contents", ()):
-            yield item["Key"][len(prefix) + 1 :]
-        if not answer.get("IsTruncated"):
-            return
-        page["ContinuationToken"] = answer["NextContinuationToken"]
-
-
-def _optional_rows(
-    source: OpenImagesConfig, name: str, columns: list[str], required: set[str], labels: Labels
-) -> Iterator[dict[str, str]]:
     if not name:
         return
     uri = storage.join(source.folder, name)
-    if storage.exists(uri):
-        yield from read_rows(uri, columns, required=required, left_out=labels.left_out)
-    else:
+    if not storage.exists(uri):
         labels.left_out[f"no table {name}"] += 1
+        return
+    try:
+        add(database, uri, labels)
+    except ValueError as error:
+        logger.warning("not all of a table is used: %s", error)
+        # Where the source lies must not show in the corpus.
+        reason = str(error).replace(uri, name)
+        yield Candidate(
+            role="annotated",
+            source=NAME,
+            root=NAME,
+            path=name,
+            licence=LICENCE,
+            refusal=f"unreadable: {reason[:200]}",
+        )
 
 
-def _add_licences(database: sqlite3.Connection, source: OpenImagesConfig, labels: Labels) -> None:
-    rows = _optional_rows(source, source.photographs, _PHOTOGRAPHS, {"ImageID", "License"}, labels)
+def _add_licences(database: sqlite3.Connection, uri: str, labels: Labels) -> None:
+    rows = read_rows(uri, _PHOTOGRAPHS, required={"ImageID", "License"}, left_out=labels.left_out)
     database.executemany(
         "UPDATE photograph SET licence = ?, author = ?, origin = ? WHERE image = ?",
         (
@@ -220,8 +216,8 @@ def _licence_name(link: re.Match[str]) -> str:
     return f"CC {link[1].upper()} {link[2]}"
 
 
-def _add_absences(database: sqlite3.Connection, source: OpenImagesConfig, labels: Labels) -> None:
-    rows = _optional_rows(source, source.image_labels, _IMAGE_LABELS, set(_IMAGE_LABELS), labels)
+def _add_absences(database: sqlite3.Connection, uri: str, labels: Labels) -> None:
+    rows = read_rows(uri, _IMAGE_LABELS, required=set(_IMAGE_LABELS), left_out=labels.left_out)
     # What is not there was not met: it must not count among the unknown labels.
     quiet = copy.copy(labels)
     quiet.unknown = Counter()

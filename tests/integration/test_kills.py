@@ -164,6 +164,11 @@ def contents(uri: Path | str) -> dict[str, str]:
     return {n: hashlib.sha256(storage.read_bytes(f"{uri}/{n}")).hexdigest() for n in names}
 
 
+def leftovers(uri: Path) -> list[Path]:
+    """What whoever was killed over a file has left beside it."""
+    return list(uri.rglob(".*"))
+
+
 def markers(uri: Path) -> int:
     return len(list(uri.glob("shards/*.json")))
 
@@ -193,6 +198,9 @@ def test_workers_killed_around_each_commit_of_a_shard_change_no_byte(
     assert switch.struck == len(plan) == 6
     assert summary["shards_made"] == FEW_SHARDS
     assert contents(tmp_path / "corpus") == calm
+    assert leftovers(tmp_path / "corpus")
+    assert made(tree, tmp_path / "corpus")["shards_made"] == 0
+    assert contents(tmp_path / "corpus") == calm and not leftovers(tmp_path / "corpus")
 
 
 def test_a_job_killed_at_any_commit_is_finished_by_the_next(
@@ -209,13 +217,14 @@ def test_a_job_killed_at_any_commit_is_finished_by_the_next(
             assert process.wait(PATIENCE) == -signal.SIGKILL, log.read_text()
         assert switch.struck == 1
         assert (uri / name).is_file() == (moment == "after"), (moment, name)
+        assert leftovers(uri) or moment == "after", (moment, name)
         # The kills go on with what the last left; beside them each is followed by a calm run.
         switch.arm()
         after = tmp_path / "after" / "corpus"
         shutil.copytree(uri, after)
         standing = markers(after)
         assert made(tree, after)["shards_made"] == FEW_SHARDS - standing, (moment, name)
-        assert contents(after) == calm, (moment, name)
+        assert contents(after) == calm and not leftovers(after), (moment, name)
         shutil.rmtree(after)
     assert made(tree, uri)["shards_made"] == 0
     assert contents(uri) == calm
@@ -285,7 +294,7 @@ def test_ten_kills_of_everything_lose_nothing_and_double_nothing(
         logger.info("kill %d: %d shards stand", number, stood[-1])
     assert stood == sorted(stood) and len(set(stood)) >= 4, stood
     made(tree, uri, recipe=MANY)
-    assert contents(uri) == calm_many
+    assert contents(uri) == calm_many and not leftovers(uri)
 
     corpus = Corpus.open(str(uri))
     keys = [key for split in corpus.splits for key in corpus.table(split)["key"].to_pylist()]

@@ -11,7 +11,7 @@ import pytest
 from infra import lease, storage
 from tests.integration.conftest import ObjectStore
 from tests.integration.fault_proxy import fault_proxy
-from tests.integration.servers import aws_variables
+from tests.integration.servers import aws_variables, uploads_under_way
 from tests.unit.test_lease import Job, standing
 
 pytestmark = pytest.mark.integration
@@ -50,6 +50,36 @@ def test_the_lease_of_a_killed_holder_expires_and_the_next_takes_over(
         held.check()
         assert standing(uri)["owner"] == "next"
     assert storage.list_files(uri) == []
+
+
+# Is killed over an upload, of which one part is there.
+UPLOADER = """
+import sys
+import boto3
+bucket, _, prefix = sys.argv[1].removeprefix("s3://").partition("/")
+store = boto3.client("s3", endpoint_url=sys.argv[2])
+upload = {"Bucket": bucket, "Key": f"{prefix}/shards/train-00000.tar"}
+upload["UploadId"] = store.create_multipart_upload(**upload)["UploadId"]
+store.upload_part(**upload, PartNumber=1, Body=bytes(5 << 20))
+print("uploading", flush=True)
+sys.stdin.readline()
+"""
+
+
+def test_the_parts_that_a_killed_job_has_uploaded_are_cleared_by_the_next(
+    seaweedfs: ObjectStore,
+) -> None:
+    uris = [f"{seaweedfs.uri}/{name}" for name in ("parts", "parts_of_others")]
+    for uri in uris:
+        killed = Job(uri, seaweedfs.endpoint, code=UPLOADER)
+        assert killed.says() == "uploading"
+        killed.end()
+    keys = [f"{name}/shards/train-00000.tar" for name in ("parts", "parts_of_others")]
+    assert sorted(uploads_under_way(seaweedfs)) == keys
+    with lease.hold(uris[0], owner="next"):
+        assert uploads_under_way(seaweedfs) == keys[1:]
+    with lease.hold(uris[1], owner="next"):
+        assert uploads_under_way(seaweedfs) == []
 
 
 def test_a_lease_is_held_through_answers_that_are_lost(seaweedfs: ObjectStore) -> None:

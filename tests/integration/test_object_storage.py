@@ -7,6 +7,7 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +26,7 @@ from tests.integration.conftest import ROOT, ObjectStore
 from tests.integration.fault_proxy import fault_proxy
 from tests.integration.servers import uploads_under_way
 from tests.made_media import write_made_media
-from training.checkpoint import load_model
+from training.models import load_model
 from training.recipe import ModelConfig, TrainConfig
 from training.stage import run_stage
 
@@ -140,6 +141,25 @@ def test_ranges_and_what_is_missing_on_s3(seaweedfs: ObjectStore, tmp_path: Path
         storage.read_bytes(uri)
     with pytest.raises(FileNotFoundError, match=r"no corpus stands at s3://save-corpus/nowhere"):
         Corpus.open(f"{seaweedfs.uri}/nowhere")
+
+
+def test_a_long_listing_and_a_long_object_are_read_page_by_page(
+    seaweedfs: ObjectStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = f"{seaweedfs.uri}/long"
+    names = [f"{number % 3}/{number}.txt" for number in range(1_003)]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda name: storage.write_bytes(f"{uri}/{name}", b"x"), names))
+    storage.write_bytes(f"{uri}er/other", b"x")
+    assert sorted(storage.iter_files(uri)) == sorted(names)
+    assert list(storage.iter_files(f"{seaweedfs.uri}/nowhere")) == []
+    with pytest.raises(ValueError, match="long cannot be used: a folder stands"):
+        storage.open_read(uri)
+    data = bytes(range(256)) * 1000
+    storage.write_bytes(f"{uri}/file", data)
+    monkeypatch.setattr(storage, "_PIECE", 70_001)
+    with storage.open_read(f"{uri}/file") as file:
+        assert file.read() == data
 
 
 def test_wrong_keys_are_one_sentence(

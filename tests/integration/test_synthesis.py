@@ -161,7 +161,7 @@ def test_a_driver_killed_half_way_leaves_no_corpus_and_the_rerun_makes_what_is_m
         (["--media.folder={empty}", "--catalog=null"], 1, "{empty} holds no media"),
         (["--uri=gs://bucket/corpus"], 1, "'gs://bucket/corpus' is no URI this can read"),
         (["--corpus.sampels=3"], 2, "--corpus.sampels=3"),
-        (["--catalog={empty}"], 1, "{empty}/catalog.json does not exist"),
+        (["--catalog={empty}"], 1, "no catalog stands at {empty}"),
         (["--uri={standing}", "--corpus.silence=0.5"], 1, "another corpus stands at {standing}"),
     ],
     ids=["class", "folder", "scheme", "key", "catalog", "another"],

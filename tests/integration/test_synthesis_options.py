@@ -191,6 +191,28 @@ def test_an_extension_that_dies_leaves_the_corpus_there_was_and_a_rerun_finishes
     assert files(uri) == files(undisturbed)
 
 
+def test_shards_of_a_larger_run_that_was_stopped_are_told_of_and_left_alone(
+    media: Path,
+    standing: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    uri = tmp_path / "corpus"
+    with monkeypatch.context() as patch, pytest.raises(ConnectionError):
+        write_some(patch, 9)
+        made(uri, media, grown())
+    larger = files(uri / "shards")
+    summary = made(uri, media)
+    ours = files(standing / "shards")
+    strays = larger.keys() - ours.keys()
+    assert len(strays) == 9 and summary["splits"]["train"] == 7
+    (told,) = [r.getMessage() for r in caplog.records if "not of this corpus" in r.getMessage()]
+    assert f"{uri}/shards holds 9 files" in told and f"shards/{min(strays)}" in told
+    assert files(uri / "shards") == ours | {name: larger[name] for name in strays}
+    assert files(uri)["corpus.json"] == files(standing)["corpus.json"]
+
+
 def test_only_more_of_the_same_extends_a_corpus(
     media: Path, standing: Path, tmp_path: Path
 ) -> None:

@@ -11,6 +11,7 @@ import pytest
 
 from infra import media
 from synth.sources import audioset
+from synth.sources.clips import classes_by_label
 from synth.tables import Candidate
 from synth.taxonomy import Labels
 from tests.made_media import tone
@@ -250,4 +251,4 @@ def test_no_kind_of_a_class_in_the_official_ontology_has_another_source(tmp_path
     # Growling, howl, bleat, buzz, hiss and cowbell.
     shared = {"/m/0ghcn6", "/m/07qf0zm", "/m/07q0h5t", BUZZ, "/m/07rjwbb", "/m/0239kh"}
     assert not shared & set(stands_for)
-    assert not set(stands_for) & set(audioset.classes_by_label("audioset"))
+    assert not set(stands_for) & set(classes_by_label("audioset"))

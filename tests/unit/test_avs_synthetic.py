@@ -234,9 +234,10 @@ def test_a_pickle_that_asks_for_code_runs_nothing_and_is_refused(
     mark = tmp_path / "owned"
     exploit = pickle.dumps({3: ["a"], 4: Exploit(mark)}, protocol=protocol)
     write_tree(tmp_path, ROWS, lists=exploit)
-    words = r"category_for_vggsound_audios.pkl is not read: it asks for code \(posix.system\)"
-    with pytest.raises(ValueError, match=words):
-        read(tmp_path)
+    refused, *rest = read(tmp_path)
+    assert refused.uri == "avs_synthetic:category_for_vggsound_audios.pkl"
+    assert refused.refusal == "unreadable: it asks for code (posix.system)"
+    assert rest == read(tmp_path, sound_lists="")
     assert not mark.exists()
     pickle.loads(exploit)  # it does work where it is let
     assert mark.exists()
@@ -250,22 +251,25 @@ def test_a_pickle_that_asks_for_code_runs_nothing_and_is_refused(
         (pickle.dumps({"dog": ["a"]}), "something else than lists"),
         (pickle.dumps({3: "dog"}), "something else than lists"),
         (pickle.dumps([["a"]]), "something else than lists"),
-        (pickle.dumps(LISTS)[:40], "is not read"),
-        (b"", "is not read"),
-        (b"no pickle at all", "is not read"),
+        (b"cos\x1b\nsystem\n.", r"it asks for code (os\x1b.system)"),
+        (pickle.dumps(LISTS)[:40], "exhausted"),
+        (b"", ""),
+        (b"no pickle at all", ""),
         # A memo of four thousand million slots, and a bytearray of as many gigabytes.
-        (b"\x80\x04}r" + struct.pack("<I", 0xFFFFFFFE) + b".", "is not read: it is damaged"),
-        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".", "is not read"),
+        (b"\x80\x04}r" + struct.pack("<I", 0xFFFFFFFE) + b".", "it is damaged (LONG_BINPUT"),
+        (b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".", "bytes in a bytearray8"),
     ],
 )
-def test_a_pickle_that_is_no_list_of_sounds_is_refused(
+def test_a_pickle_that_is_no_list_of_sounds_is_refused_and_the_rest_is_read(
     tmp_path: Path, lists: bytes, words: str
 ) -> None:
     write_tree(tmp_path, ROWS, lists=lists)
-    with pytest.raises(ValueError, match=words):
-        read(tmp_path)
-    found = read(tmp_path, sound_lists="")
-    assert sounds(found) == {"audios/aaaaaaaaaaa_000030.wav": "cat"}
+    refused, *rest = read(tmp_path)
+    assert refused.path == "category_for_vggsound_audios.pkl"
+    assert refused.refusal.startswith("unreadable: ") and words in refused.refusal
+    assert refused.refusal.isprintable() and str(tmp_path) not in refused.refusal
+    assert sounds(rest) == {"audios/aaaaaaaaaaa_000030.wav": "cat"}
+    assert rest == read(tmp_path, sound_lists="")
 
 
 def test_another_table_is_an_error_that_names_it(tmp_path: Path) -> None:

@@ -240,10 +240,11 @@ def test_a_table_of_other_rows_is_not_read(own_media: str, tmp_path: Path) -> No
         Rows.read(str(tmp_path / "c" / "clips.parquet"), Clip)
 
 
-def test_an_empty_folder_is_one_clear_sentence(tmp_path: Path) -> None:
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(ValueError, match=r"holds no media: it needs objects/<class>/\*\.png"):
-            list(sources.candidates(str(folder)))
+def test_a_folder_that_is_empty_or_not_there_is_one_clear_sentence(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match=r"holds no media: it needs objects/<class>/\*\.png"):
+        list(sources.candidates(str(tmp_path)))
+    with pytest.raises(FileNotFoundError, match="nowhere does not exist: check the path or URI"):
+        list(sources.candidates(str(tmp_path / "nowhere")))
 
 
 def test_media_that_cannot_make_a_scene_are_one_clear_sentence() -> None:
@@ -256,9 +257,9 @@ def test_media_that_cannot_make_a_scene_are_one_clear_sentence() -> None:
     def rows(*some: object) -> list[Rows]:
         return [Rows.of(type(row), [row]) for row in some]
 
-    with pytest.raises(ValueError, match="folder holds no usable object; none was offered"):
+    with pytest.raises(ValueError, match="folder holds no usable object: add a source"):
         assemble(roots, {"clips": rows(bark)})
-    with pytest.raises(ValueError, match=r"no usable sound; 1 files were refused.*blank\.wav"):
+    with pytest.raises(ValueError, match=r"no usable sound .1 inputs were refused.*blank\.wav"):
         assemble(roots, {"objects": rows(rex), "refused": rows(blank)})
     with pytest.raises(ValueError, match="no class in folder has both an object and a sound"):
         assemble(roots, {"objects": rows(tom), "clips": rows(bark)})

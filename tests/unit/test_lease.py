@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from infra import lease, storage
+from infra import disk, lease, storage
 
 ROOT = Path(__file__).parents[2]
 
@@ -34,9 +34,9 @@ except ValueError as error:
 class Job:
     """Another process that wants the lease."""
 
-    def __init__(self, uri: str, owner: str, *, seconds: float = 60.0) -> None:
+    def __init__(self, uri: str, owner: str, *, seconds: float = 60.0, code: str = HOLDER) -> None:
         self.process = subprocess.Popen(
-            [sys.executable, "-c", HOLDER, uri, owner, str(seconds)],
+            [sys.executable, "-c", code, uri, owner, str(seconds)],
             cwd=ROOT,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -87,6 +87,42 @@ def test_of_two_jobs_at_once_exactly_one_proceeds(tmp_path: Path) -> None:
     finally:
         for job in jobs:
             job.end()
+
+
+# Is killed over a shard, half of which it has written.
+WRITER = """
+import sys
+from pathlib import Path
+from infra import disk, lease
+with lease.hold(sys.argv[1], owner="writer"), disk.aside(Path(sys.argv[1], sys.argv[2])) as aside:
+    aside.write_bytes(b"half")
+    print("written", flush=True)
+    sys.stdin.readline()
+"""
+
+
+@pytest.mark.parametrize("name", ["shards/train-00000.tar", "corpus.json"])
+def test_what_a_killed_job_has_left_is_cleared_by_the_next(tmp_path: Path, name: str) -> None:
+    others = [".profile", ".config.original", "shards/.hidden", "shards/train-00001.tar"]
+    for other in others:
+        storage.write_bytes(tmp_path / other, b"somebody's")
+    killed = Job(str(tmp_path), name, code=WRITER)
+    assert killed.says() == "written"
+    killed.end()
+    before = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+    (left,) = before - {*others, lease.LEASE}
+    assert (tmp_path / left).read_bytes() == b"half"
+    with lease.hold(str(tmp_path), owner="next"):
+        after = {str(path.relative_to(tmp_path)) for path in tmp_path.rglob("*") if path.is_file()}
+        assert after == {*others, lease.LEASE}
+
+
+def test_what_another_writes_to_take_the_lease_is_not_cleared(tmp_path: Path) -> None:
+    place = tmp_path / lease.LEASE
+    with disk.aside(place, os.link) as aside, lease.hold(str(tmp_path), owner="one"):
+        assert aside.exists()
+        place.unlink()
+    assert [path.name for path in tmp_path.iterdir()] == [lease.LEASE]
 
 
 def test_a_killed_job_of_this_machine_is_followed_at_once(tmp_path: Path) -> None:

@@ -180,6 +180,29 @@ def test_rows_that_cannot_be_used_are_refused_and_the_rest_is_read(tmp_path: Pat
     assert sum(len(c.annotations) for c in found) == 4
 
 
+@pytest.mark.parametrize(
+    "name",
+    [
+        "train-images-boxable-with-rotation.csv",
+        "train-annotations-human-imagelabels-boxable.csv",
+    ],
+)
+@pytest.mark.parametrize(
+    "content", [b"\x89PNG\0", b"a,b\n1,2\n", f"ImageID,Source\n{YARD},x\n".encode()]
+)
+def test_a_damaged_table_that_may_be_missing_is_refused_and_the_rest_is_read(
+    tmp_path: Path, name: str, content: bytes
+) -> None:
+    write_tree(tmp_path, ROWS)
+    whole = read(tmp_path)
+    write(tmp_path / name, content)
+    refused, *rest = read(tmp_path)
+    assert rest == whole
+    assert refused.uri == f"open_images:{name}"
+    assert refused.refusal.startswith(f"unreadable: {name}")
+    assert str(tmp_path) not in refused.refusal
+
+
 def test_another_table_is_an_error_that_names_it(tmp_path: Path) -> None:
     write_tree(tmp_path, ROWS)
     boxes = "ImageID,Source,LabelName,Confidence,XMin,XMax,YMin,YMax\n"

@@ -96,14 +96,44 @@ def test_listing_is_sorted_deep_and_leaves_files_being_written_out(tmp_path: Pat
     assert storage.list_files(tmp_path / "nowhere") == []
 
 
+def test_a_walk_finds_at_any_depth_what_is_no_file_being_written(tmp_path: Path) -> None:
+    for name in ("b.tar", "a/c.tar", "a/b/d.json", ".half.tar", "a/.half"):
+        storage.write_bytes(f"{tmp_path}/{name}", b"")
+    assert sorted(storage.iter_files(tmp_path)) == ["a/b/d.json", "a/c.tar", "b.tar"]
+    assert list(storage.iter_files(tmp_path / "nowhere")) == []
+
+
+def test_an_object_is_read_from_front_to_back_piece_by_piece(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = bytes(range(256)) * 1000
+    storage.write_bytes(tmp_path / "file", data)
+    monkeypatch.setattr(storage, "_PIECE", 70_001)
+    asked: list[int] = []
+    read_range = storage.read_range
+
+    def noted(uri: str, offset: int, size: int) -> bytes:
+        asked.append(offset)
+        return read_range(uri, offset, size)
+
+    monkeypatch.setattr(storage, "read_range", noted)
+    with storage.open_read(tmp_path / "file") as file:
+        read = iter(lambda: file.read(99_999), b"")
+        assert next(read) == data[:99_999] and asked == [0, 70_001]
+        assert b"".join(read) == data[99_999:]
+    assert asked == [0, 70_001, 140_002, 210_003]
+
+
 def test_what_is_missing_or_not_a_file_is_one_sentence_with_its_name(tmp_path: Path) -> None:
     (tmp_path / "file").write_bytes(b"")
-    reads: list[Callable[[str], object]] = [storage.read_bytes, storage.size]
+    reads: list[Callable[[str], object]] = [
+        *(storage.read_bytes, storage.size, storage.open_read),
+    ]
     for read in reads:
         with pytest.raises(FileNotFoundError, match=r"nowhere does not exist"):
             read(f"{tmp_path}/nowhere")
-    with pytest.raises(ValueError, match="cannot be used"):
-        storage.read_bytes(tmp_path)
+        with pytest.raises(ValueError, match="cannot be used: a folder stands"):
+            read(str(tmp_path))
     with pytest.raises(ValueError, match="file/below cannot be used"):
         storage.write_bytes(f"{tmp_path}/file/below", b"1")
 
