@@ -46,6 +46,33 @@ def decode_mask_rle(run_lengths: dict[str, Any]) -> np.ndarray:
     return np.asarray(coco_mask.decode(_checked(run_lengths))).astype(bool)
 
 
+def sample_mask_rle(
+    run_lengths: dict[str, Any], rows_H: np.ndarray, columns_W: np.ndarray
+) -> np.ndarray:
+    """bool ``[H, W]``: what a mask says where these rows and columns of it cross.
+
+    The same as ``decode_mask_rle(run_lengths)[np.ix_(rows_H, columns_W)]``, and of a photograph's
+    mask twice as fast and more: nothing in between is decoded.
+
+    Args:
+        rows_H: whole numbers within the mask, none smaller than the one before.
+        columns_W: whole numbers within the mask, in any order.
+
+    Raises:
+        ValueError: as for ``decode_mask_rle``.
+    """
+    edges = np.cumsum(_runs_in(run_lengths))
+    edges_column, edges_row = np.divmod(edges, run_lengths["size"][0])
+    kept, place_W = np.unique(columns_W, return_inverse=True)
+    # A run ends behind all crossings in the columns before it and, where it ends in a column that
+    # is kept, behind those of the rows above.
+    before = np.searchsorted(kept, edges_column)
+    is_kept = np.searchsorted(kept, edges_column, side="right") > before
+    ends = before * len(rows_H) + is_kept * np.searchsorted(rows_H, edges_row)
+    is_inside = np.arange(len(ends)) % 2 == 1
+    return np.repeat(is_inside, np.diff(ends, prepend=0)).reshape(-1, len(rows_H))[place_W].T
+
+
 def area(run_lengths: dict[str, Any]) -> int:
     """Pixels inside.
 
@@ -118,6 +145,12 @@ def _check_size(height: Any, width: Any) -> None:
 
 def _checked(run_lengths: dict[str, Any]) -> dict[str, Any]:
     """The run lengths as pycocotools takes them, once it is certain that it can."""
+    _runs_in(run_lengths)
+    return {"size": run_lengths["size"], "counts": run_lengths["counts"].encode()}
+
+
+def _runs_in(run_lengths: dict[str, Any]) -> np.ndarray:
+    """The run lengths as numbers that fill the mask, int64."""
     size, counts = run_lengths.get("size"), run_lengths.get("counts")
     if not (isinstance(size, list) and len(size) == 2):
         raise ValueError("mask: its size is not [height, width]")
@@ -125,9 +158,9 @@ def _checked(run_lengths: dict[str, Any]) -> dict[str, Any]:
     _check_size(height, width)
     if not (isinstance(counts, str) and len(counts) <= _MAX_TEXT and _CODED_RUNS.fullmatch(counts)):
         raise ValueError("mask: its counts are no compressed run lengths")
-    coded = counts.encode()
-    _check_runs(_read_runs(coded), height, width)
-    return {"size": size, "counts": coded}
+    runs = _read_runs(counts.encode())
+    _check_runs(runs, height, width)
+    return runs
 
 
 def _read_runs(coded: bytes) -> np.ndarray:

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from threading import Lock
-from typing import Any, ParamSpec
+from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
 from cachetools import LRUCache, cached
 from cachetools.keys import hashkey
+from PIL import Image
 
 from infra import masks, media, stopwatch, storage
+from synth.compose import premultiplied
 from synth.inspection import MAX_BYTES, file_digest
 from synth.soundtrack import level, prepare, window
 from synth.tables import Background, Clip, Object, locate
@@ -23,6 +25,7 @@ _CUTOUT_BYTES, _BACKGROUND_BYTES, _SOUND_BYTES = 256 << 20, 256 << 20, 64 << 20
 
 Asset = Object | Clip | Background
 P = ParamSpec("P")
+Kept = TypeVar("Kept", np.ndarray, Image.Image)
 
 
 class Unusable(ValueError):
@@ -34,15 +37,20 @@ class Unusable(ValueError):
         self.reason = reason
 
 
-def _cache(size: int) -> Callable[[Callable[P, np.ndarray]], Callable[P, np.ndarray]]:
-    """Keeps ``size`` bytes of arrays by the content of their file and the way it is read."""
+def _cache(size: int) -> Callable[[Callable[P, Kept]], Callable[P, Kept]]:
+    """Keeps ``size`` bytes of what is decoded, by the content of its file."""
 
     def key(asset: Asset, roots: Mapping[str, str], *more: Any) -> Any:
         return hashkey(asset.file_sha256, asset.sha256, *more)
 
-    store: Any = LRUCache(maxsize=size, getsizeof=lambda array: array.nbytes)
+    store: Any = LRUCache(maxsize=size, getsizeof=_bytes_of)
     decorator: Any = cached(store, key=key, lock=Lock())
     return decorator
+
+
+def _bytes_of(kept: np.ndarray | Image.Image) -> int:
+    # Pillow keeps four bytes a pixel, of RGB too.
+    return kept.nbytes if isinstance(kept, np.ndarray) else 4 * kept.width * kept.height
 
 
 def _read(asset: Asset, roots: Mapping[str, str]) -> bytes:
@@ -57,49 +65,50 @@ def _read(asset: Asset, roots: Mapping[str, str]) -> bytes:
     return data
 
 
-def read_photograph(asset: Object, roots: Mapping[str, str]) -> np.ndarray:
-    """The photograph that an object is in, as it is stored, uint8 ``[H, W, 3]``."""
+def read_photograph(asset: Object, roots: Mapping[str, str]) -> Image.Image:
+    """The photograph that an object is in, as it is stored, RGB."""
+    picture = _decode_picture(asset, roots, upright=False)
+    # Pillow copies what is so already.
+    return picture if picture.mode == "RGB" else picture.convert("RGB")
+
+
+def _decode_picture(asset: Asset, roots: Mapping[str, str], *, upright: bool = True) -> Image.Image:
     data = _read(asset, roots)
     with stopwatch.time("decode"):
         try:
-            return media.decode_image(data, upright=False)[..., :3]
+            return media.load_image(data, upright=upright)
         except ValueError as error:
             raise Unusable(asset, f"unreadable: {error}") from None
 
 
-def mask_of(asset: Object) -> np.ndarray:
-    """What is marked as the object in its photograph, bool ``[H, W]``."""
-    return masks.decode_mask_rle({"size": [asset.height, asset.width], "counts": asset.mask})
+def mask_of(asset: Object) -> dict[str, Any]:
+    """The run lengths (``infra.masks``) of what is marked as the object in its photograph."""
+    return {"size": [asset.height, asset.width], "counts": asset.mask}
 
 
 @_cache(_CUTOUT_BYTES)
-def load_cutout(asset: Object, roots: Mapping[str, str]) -> np.ndarray:
-    """An object's picture, uint8 ``[h, w, 4]``; of one in a photograph just its box."""
-    if asset.natural:
-        image_HW3 = read_photograph(asset, roots)
-        alpha_HW = mask_of(asset).astype(np.uint8) * 255
-        whole_HW4 = np.dstack([image_HW3, alpha_HW])
-        box = whole_HW4[asset.top : asset.bottom, asset.left : asset.right]
-        return np.ascontiguousarray(box)
-    data = _read(asset, roots)
-    with stopwatch.time("decode"):
-        try:
-            image = media.decode_image(data)
-        except ValueError as error:
-            raise Unusable(asset, f"unreadable: {error}") from None
-    assert image.shape[2] == 4, asset
-    return image
+def load_cutout(asset: Object, roots: Mapping[str, str]) -> Image.Image:
+    """An object's picture, premultiplied; of one in a photograph just its box."""
+    if not asset.natural:
+        cutout = _decode_picture(asset, roots)
+        assert cutout.mode == "RGBA", asset
+        return premultiplied(cutout)
+    box = (asset.left, asset.top, asset.right, asset.bottom)
+    cutout = read_photograph(asset, roots).crop(box)
+    mask_HW = masks.sample_mask_rle(
+        mask_of(asset),
+        np.arange(asset.top, asset.bottom),
+        np.arange(asset.left, asset.right),
+    )
+    cutout.putalpha(Image.fromarray(mask_HW.astype(np.uint8) * 255))
+    return premultiplied(cutout)
 
 
 @_cache(_BACKGROUND_BYTES)
-def load_background(asset: Background, roots: Mapping[str, str]) -> np.ndarray:
-    """A background's picture, uint8 ``[H, W, 3]``."""
-    data = _read(asset, roots)
-    with stopwatch.time("decode"):
-        try:
-            return media.decode_image(data)[..., :3]
-        except ValueError as error:
-            raise Unusable(asset, f"unreadable: {error}") from None
+def load_background(asset: Background, roots: Mapping[str, str]) -> Image.Image:
+    """A background's picture, RGB."""
+    # A copy: what Pillow opened keeps its decoder, of WebP with another picture in it.
+    return _decode_picture(asset, roots).convert("RGB")
 
 
 @_cache(_SOUND_BYTES)

@@ -128,34 +128,30 @@ def _composite_picture(
 
 def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str], min_mask_area: float) -> Picture:
     size = (spec.image_size, spec.image_size)
-    photograph_HW3 = read_photograph(spec.photograph, roots)
+    photograph = read_photograph(spec.photograph, roots)
     with stopwatch.time("compose"):
         left, top, right, bottom = spec.crop
-        scaled = Image.fromarray(photograph_HW3).resize(
-            size, Image.Resampling.BILINEAR, box=spec.crop
-        )
-        image_HW3 = _flipped(np.asarray(scaled.point(light_table(spec.light))), spec)
-        shown = []
+        scaled = photograph.resize(size, Image.Resampling.BILINEAR, box=spec.crop)
+        # What each mask says at the centre of each pixel, as AVSBench's masks are resized.
         centres = (np.arange(spec.image_size) + 0.5) / spec.image_size
         columns = (left + centres * (right - left)).astype(int)
         rows = (top + centres * (bottom - top)).astype(int)
+        if spec.flip:
+            scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+            columns = columns[::-1]
+        shown = []
         for marked in spec.objects:
-            # What the mask says at the centre of each pixel, as AVSBench's masks are resized. Run
-            # lengths go down the columns, so a mask lies in memory with its sides exchanged.
-            mask_WH = mask_of(marked.asset).T
-            seen_HW = _flipped(mask_WH[columns][:, rows].T, spec)
+            seen_HW = masks.sample_mask_rle(mask_of(marked.asset), rows, columns)
             shown.append((marked.asset.class_name, marked.asset.id, marked.sounding, seen_HW))
+        image_HW3 = np.asarray(scaled.point(light_table(spec.light)))
         return image_HW3, *_marks(shown, size, min_mask_area)
-
-
-def _flipped(picture: np.ndarray, spec: NaturalSpec) -> np.ndarray:
-    return picture[:, ::-1] if spec.flip else picture
 
 
 def _marks(
     shown: list[tuple[str, str, bool, np.ndarray]], size: tuple[int, int], min_mask_area: float
 ) -> tuple[list[dict[str, Any]], np.ndarray]:
-    mask_HW = np.zeros(size, bool)
+    # Masks that come from run lengths lie in memory column by column: so does what joins them.
+    mask_HW = np.zeros_like(shown[0][3]) if shown else np.zeros(size, bool)
     seen: dict[str, np.ndarray] = {}
     objects = []
     for class_name, asset, sounding, visible_HW in shown:

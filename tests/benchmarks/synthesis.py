@@ -6,8 +6,10 @@
 
 Natural scenes are of made photographs (640x480 JPEG, a few masks in each) and made sounds (10 s,
 FLAC and WAV at 44.1 and 16 kHz); composite ones of Debian's media where they are in the cache and
-of small made ones otherwise. The floor does with Pillow and libsndfile, in a bare loop, every
-decode and encode that the run did and nothing else.
+of small made ones otherwise. The floors do with Pillow and libsndfile, in a bare loop, every decode
+and encode that the run did and nothing else: once of the files whole, as tools decode that cannot
+decode a part, and once of only what is used, where of a sound of 10 s the 5 s that are heard are
+decoded.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, replace
+from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
@@ -35,6 +37,7 @@ from unittest import mock
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
 import numpy as np
+import psutil
 import soundfile
 from PIL import Image
 
@@ -197,7 +200,7 @@ def bare_encode_flac(wave_N: np.ndarray) -> Callable[[], object]:
 
 
 BARE: dict[str, Callable[..., Callable[[], object]]] = {
-    "decode_image": bare_decode_image,
+    "load_image": bare_decode_image,
     "decode_audio": bare_decode_audio,
     "encode_jpeg": bare_encode_jpeg,
     "encode_png": bare_encode_png,
@@ -205,16 +208,28 @@ BARE: dict[str, Callable[..., Callable[[], object]]] = {
 }
 
 
+@dataclass(frozen=True, kw_only=True)
+class Floors:
+    """What the codecs alone have to do for some samples."""
+
+    whole: list[Callable[[], object]] = field(default_factory=list)
+    """Decode the files whole, and encode."""
+    used: list[Callable[[], object]] = field(default_factory=list)
+    """Decode only what is used, and encode."""
+
+
 @contextmanager
-def recorded() -> Iterator[list[Callable[[], object]]]:
-    """The bare form of whatever is decoded and encoded while it lasts."""
-    calls: list[Callable[[], object]] = []
+def recorded() -> Iterator[Floors]:
+    """The bare forms of whatever is decoded and encoded while it lasts."""
+    floors = Floors()
 
     def noted(name: str) -> Callable[..., Any]:
         real, bare = getattr(media, name), BARE[name]
 
         def note(*args: Any, **more: Any) -> Any:
-            calls.append(bare(*args, **more))
+            floors.used.append(bare(*args, **more))
+            more_of_whole = {key: value for key, value in more.items() if key != "seconds"}
+            floors.whole.append(bare(*args, **more_of_whole))
             return real(*args, **more)
 
         return note
@@ -222,7 +237,7 @@ def recorded() -> Iterator[list[Callable[[], object]]]:
     with ExitStack() as stack:
         for name in BARE:
             stack.enter_context(mock.patch.object(media, name, noted(name)))
-        yield calls
+        yield floors
 
 
 def forget() -> None:
@@ -263,23 +278,28 @@ def against_floor(folder: Path, scenes: Scenes, *, pairs: int) -> None:
         with emptied(folder) as uri:
             plain_loop(uri, scenes, pools)
 
-    with recorded() as calls:
+    with recorded() as floors:
         ours()
 
-    def floor() -> None:
-        for call in calls:
+    def whole() -> None:
+        for call in floors.whole:
+            call()
+
+    def used() -> None:
+        for call in floors.used:
             call()
 
     stopwatch.take()
-    mine, other = in_turns(ours, floor, pairs=pairs)
+    mine, *others = in_turns(ours, whole, used, rounds=pairs)
     spent = {name: t / (pairs * samples) for name, t in stopwatch.take().items()}
     spent["draw and the rest"] = mine.wall / samples - sum(spent.values())
-    print(f"{scenes.name}, {samples} samples on one core, floor of {len(calls)} bare calls")
-    for label, a, b in (("wall", mine.wall, other.wall), ("CPU", mine.cpu, other.cpu)):
-        print(
-            f"  {label:<5} ours {samples / a:7.1f} samples/s  floor {samples / b:7.1f} samples/s  "
-            f"ratio {b / a:.2f}"
-        )
+    print(f"{scenes.name}, {samples} samples on one core, floors of {len(floors.used)} bare calls")
+    for name, floor in zip(("files whole", "only what is used"), others, strict=True):
+        for label, a, b in (("wall", mine.wall, floor.wall), ("CPU", mine.cpu, floor.cpu)):
+            print(
+                f"  {label:<5} ours {samples / a:6.1f} samples/s, floor of {name} "
+                f"{samples / b:6.1f} samples/s, ratio {b / a:.2f}"
+            )
     parts = ", ".join(f"{name} {1e3 * t:.2f}" for name, t in spent.items())
     print(f"  ms a sample: {parts}", flush=True)
 
@@ -292,11 +312,13 @@ def cost_of_ray(folder: Path, scenes: Scenes, *, pairs: int) -> None:
         with emptied(folder) as uri:
             plain_loop(uri, scenes, pools)
 
-    one, plain = in_turns(ray_run(folder, scenes, shared, 1), loop, pairs=pairs)
+    one, plain = in_turns(ray_run(folder, scenes, shared, 1), loop, rounds=pairs)
     samples = scenes.recipe.samples.train
     print(
-        f"{scenes.name}, {samples} samples: plain loop {plain.wall:.1f} s, through Ray on one "
-        f"worker {one.wall:.1f} s, ratio {one.wall / plain.wall:.2f}",
+        f"{scenes.name}, {samples} samples in {len(scenes.tasks())} shards: plain loop "
+        f"{plain.wall:.1f} s, through Ray on one worker {one.wall:.1f} s, ratio "
+        f"{one.wall / plain.wall:.2f}; of CPU, Ray's own included, {plain.cpu:.1f} s and "
+        f"{one.cpu:.1f} s, ratio {one.cpu / plain.cpu:.2f}",
         flush=True,
     )
 
@@ -304,12 +326,13 @@ def cost_of_ray(folder: Path, scenes: Scenes, *, pairs: int) -> None:
 def one_core_and_two(folder: Path, scenes: Scenes, *, pairs: int) -> None:
     shared = Shared(scenes.pools())
     runs = [ray_run(folder, scenes, shared, parallelism) for parallelism in (1, 2)]
-    one, two = in_turns(*runs, pairs=pairs)
+    one, two = in_turns(*runs, rounds=pairs)
     samples = scenes.recipe.samples.train
     print(
-        f"{scenes.name}, {samples} samples: one worker {one.wall:.1f} s "
-        f"({samples / one.wall:.1f} samples/s), two {two.wall:.1f} s "
-        f"({samples / two.wall:.1f} samples/s), ratio {one.wall / two.wall:.2f}",
+        f"{scenes.name}, {samples} samples in {len(scenes.tasks())} shards: one worker "
+        f"{one.wall:.1f} s ({samples / one.wall:.1f} samples/s), two {two.wall:.1f} s "
+        f"({samples / two.wall:.1f} samples/s), ratio {one.wall / two.wall:.2f}; of CPU "
+        f"{one.cpu:.1f} s and {two.cpu:.1f} s",
         flush=True,
     )
 
@@ -336,23 +359,32 @@ def emptied(folder: Path) -> Iterator[str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Cost:
-    """Seconds of a call, and what this process computed in it."""
+    """Seconds of a call, and what this process and those it started computed in it."""
 
     wall: float
     cpu: float
 
 
-def in_turns(
-    ours: Callable[[], object], theirs: Callable[[], object], *, pairs: int
-) -> tuple[Cost, Cost]:
-    """The medians of both, timed in turns."""
-    found: dict[Callable[[], object], list[Cost]] = {ours: [], theirs: []}
-    for pair in range(pairs):
-        for call in (ours, theirs) if pair % 2 else (theirs, ours):
-            wall, cpu = time.perf_counter(), time.process_time()
+def in_turns(*calls: Callable[[], object], rounds: int) -> list[Cost]:
+    """The median of each, timed in turns."""
+    found: dict[Callable[[], object], list[Cost]] = {call: [] for call in calls}
+    for number in range(rounds):
+        for call in calls if number % 2 else reversed(calls):
+            wall, cpu = time.perf_counter(), cpu_seconds()
             call()
-            found[call].append(Cost(wall=time.perf_counter() - wall, cpu=time.process_time() - cpu))
-    return _median(found[ours]), _median(found[theirs])
+            found[call].append(Cost(wall=time.perf_counter() - wall, cpu=cpu_seconds() - cpu))
+    return [_median(costs) for costs in found.values()]
+
+
+def cpu_seconds() -> float:
+    """What this process and those that run under it, Ray's among them, have computed."""
+    own = psutil.Process()
+    total = 0.0
+    for process in (own, *own.children(recursive=True)):
+        with suppress(psutil.NoSuchProcess):
+            times = process.cpu_times()
+            total += times.user + times.system
+    return total
 
 
 def _median(costs: Sequence[Cost]) -> Cost:
@@ -364,7 +396,7 @@ def _median(costs: Sequence[Cost]) -> Cost:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--pairs", type=int, default=3, help="timed turns of each side")
+    parser.add_argument("--pairs", type=int, default=3, help="timed turns of each")
     parser.add_argument("--samples", type=int, default=512, help="on one core, against the floor")
     parser.add_argument("--shards", type=int, default=16, help="of 256 samples, through Ray")
     parser.add_argument("--only", choices=("floor", "ray", "cores"), help="one of the three")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from synth.compose import (
     Light,
@@ -13,6 +14,7 @@ from synth.compose import (
     crop_background,
     fit,
     overlap_share,
+    premultiplied,
     trim,
 )
 
@@ -169,3 +171,20 @@ def test_a_crop_is_where_it_was_asked_for() -> None:
     for x, grey in ((0.0, 0), (1.0, 255)):
         crop = crop_background(picture_HW3, x=x, y=0.5, zoom=1.0, size=(20, 20))
         assert (crop[:, 2:-2] == grey).all()  # the filter reaches over the edge of the crop
+
+
+def test_a_picture_for_pillow_is_the_same_picture() -> None:
+    chance = np.random.default_rng(3)
+    picture_HW3 = chance.integers(0, 256, (40, 60, 3)).astype(np.uint8)
+    as_array, as_image = (
+        crop_background(picture, x=0.3, y=0.7, zoom=1.4, size=(30, 30))
+        for picture in (picture_HW3, Image.fromarray(picture_HW3))
+    )
+    assert np.array_equal(as_array, as_image)
+    cutout_HW4 = chance.integers(0, 256, (25, 35, 4)).astype(np.uint8)
+    pictures = []
+    for cutout in (cutout_HW4, Image.fromarray(cutout_HW4), premultiplied(cutout_HW4)):
+        image_HW3, visible = compose(GROUND, [(cutout, at(4, 4, flip=True))])
+        pictures.append(image_HW3)
+        assert visible[0].any()
+    assert np.array_equal(pictures[0], pictures[1]) and np.array_equal(pictures[0], pictures[2])

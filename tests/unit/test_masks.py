@@ -15,6 +15,13 @@ from infra import masks
 SQUARE = [1, 1, 5, 1, 5, 5, 1, 5]
 
 
+def sampled(coded: dict[str, Any]) -> np.ndarray:
+    return masks.sample_mask_rle(coded, np.arange(4), np.arange(4))
+
+
+READERS = (masks.decode_mask_rle, masks.area, masks.bounding_box, sampled)
+
+
 def mask_of(segmentation: Any, height: int = 10, width: int = 12) -> np.ndarray:
     coded = masks.rle_from_segmentation(json.dumps(segmentation), height, width)
     return masks.decode_mask_rle(coded)
@@ -26,6 +33,19 @@ def test_run_lengths_give_the_mask_back(share: float) -> None:
     coded = masks.encode_mask_rle(mask_HW)
     assert coded["size"] == [33, 17] and isinstance(coded["counts"], str)
     assert np.array_equal(masks.decode_mask_rle(coded), mask_HW)
+
+
+def test_a_sampled_mask_is_the_whole_one_at_those_rows_and_columns() -> None:
+    for seed in range(200):
+        chance = np.random.default_rng(seed)
+        height, width = chance.integers(1, 40, 2)
+        mask_HW = chance.random((height, width)) < chance.choice([0.0, 0.05, 0.5, 1.0])
+        # Fewer than there are, or the same ones again and again.
+        rows_H = np.sort(chance.integers(0, height, chance.integers(1, 80)))
+        columns_W = chance.integers(0, width, chance.integers(1, 80))
+        sampled_HW = masks.sample_mask_rle(masks.encode_mask_rle(mask_HW), rows_H, columns_W)
+        assert sampled_HW.dtype == np.bool_
+        assert np.array_equal(sampled_HW, mask_HW[np.ix_(rows_H, columns_W)])
 
 
 def test_area_and_box_are_those_of_the_mask() -> None:
@@ -55,7 +75,7 @@ def test_run_lengths_of_the_largest_mask_are_read() -> None:
 )
 def test_run_lengths_of_another_size_are_refused(size: Any) -> None:
     coded = masks.encode_mask_rle(np.eye(4, dtype=bool))
-    for read in (masks.decode_mask_rle, masks.area, masks.bounding_box):
+    for read in READERS:
         with pytest.raises(ValueError, match=r"^mask: "):
             read({**coded, "size": size})
 
@@ -84,7 +104,7 @@ def test_run_lengths_of_another_size_are_refused(size: Any) -> None:
     ],
 )
 def test_counts_that_are_no_run_lengths_are_refused(counts: Any) -> None:
-    for read in (masks.decode_mask_rle, masks.area, masks.bounding_box):
+    for read in READERS:
         with pytest.raises(ValueError, match=r"^mask: "):
             read({"size": [4, 4], "counts": counts})
 
