@@ -21,7 +21,6 @@ import bisect
 import hashlib
 import itertools
 import json
-import os
 import re
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
@@ -35,7 +34,8 @@ import pyarrow.parquet as pq
 from infra import storage
 from infra.config import canonical_json
 from infra.config import digest as digest_of
-from infra.member_index import MemberIndex, check_header, check_index
+from infra.local_shards import LocalShards
+from infra.member_index import Member, MemberIndex, check_index, read_members, view_members
 from infra.shard_cache import DAMAGED, ShardCache
 from infra.shards import Refused, Sample, ShardRecord, read_markers, shard_name, write_shard
 
@@ -176,12 +176,10 @@ def commit(uri: str, manifest: dict[str, Any]) -> None:
 class Corpus:
     """A committed corpus, read by offset.
 
-    Local shards are read in place; shards on object storage are copied once into the local
-    cache (``infra.shard_cache``), their size and sha256 verified there. Of a local shard the size
-    is verified, and that it stays the same file, unchanged; its sha256 only on request, because
-    that reads all of it. A shard is opened anew for each sample: that costs what it would to ask
-    whether an open one is still the file of that name, and a corpus can have more shards than a
-    process may open files.
+    Local shards are read in place (``infra.local_shards``); shards on object storage are copied
+    once into the local cache (``infra.shard_cache``), their size and sha256 verified there. Of a
+    local shard the size is verified, and that it stays the same file, unchanged; its sha256 only
+    on request, because that reads all of it.
     """
 
     def __init__(
@@ -199,7 +197,7 @@ class Corpus:
         self._tables: dict[str, pa.Table] = {}
         self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], list[int]]] = {}
         self._cache: ShardCache | None = None
-        self._seen: dict[str, tuple[int, ...]] = {}
+        self._local = LocalShards(verify=verify)
 
     @classmethod
     def open(cls, uri: str, *, verify: bool = False) -> Corpus:
@@ -292,43 +290,43 @@ class Corpus:
         return tuple(record.samples for record in self._index(split)[1])
 
     def __getstate__(self) -> dict[str, Any]:
-        # Cached copies lie on this machine; others make their own.
-        return {**self.__dict__, "_cache": None, "_indices": {}}
+        # Copies and files lie on this machine; others have, and look at, their own.
+        local = LocalShards(verify=self._verify)
+        return {**self.__dict__, "_cache": None, "_local": local, "_indices": {}}
 
     def read(self, split: str, row: int, *, names: Collection[str] | None = None) -> Sample:
-        """The sample in ``row`` of ``table(split)``, all members or only those in ``names``."""
-        key, members = self.read_members(
-            split, row, names=None if names is None else {*names, "json"}
-        )
-        return Sample(key=key, meta=json.loads(members.pop("json")), members=members)
-
-    def read_members(
-        self, split: str, row: int, *, names: Collection[str] | None = None
-    ) -> tuple[str, dict[str, bytes]]:
-        """The key and the members of a sample as they are stored, ``json`` among them.
+        """The sample in ``row`` of ``table(split)``, all members or only those in ``names``.
 
         Raises:
             ValueError: the shard is missing, damaged, or changed since it was first read.
         """
+        record, key, places = self._find(split, row, None if names is None else {*names, "json"})
+        uri = self._uri_of(record)
+        with self._shards().reading(uri, record) as descriptor, _naming(uri):
+            members = read_members(descriptor, key, places)
+        return Sample(key=key, meta=json.loads(members.pop("json")), members=members)
+
+    def view(self, split: str, row: int) -> tuple[str, dict[str, memoryview]]:
+        """The key and the members of a sample as they are stored, ``json`` among them, uncopied.
+
+        For bytes that are passed on unseen. While a view is used, nobody may cut the file of a
+        local shard short: see ``infra.local_shards``. A cached shard that is evicted keeps its
+        disk until its views go.
+
+        Raises:
+            ValueError: as for ``read``.
+        """
+        record, key, places = self._find(split, row, None)
+        uri = self._uri_of(record)
+        tar = self._shards().mapped(uri, record)
+        with _naming(uri):
+            return key, view_members(tar, key, places)
+
+    def _find(
+        self, split: str, row: int, names: Collection[str] | None
+    ) -> tuple[ShardRecord, str, list[Member]]:
         index, records, first = self._index(split)
-        record = records[bisect.bisect_right(first, row) - 1]
-        key = index.key(row)
-        found: dict[str, bytes] = {}
-        with self._opened(record) as descriptor:
-            for member in index.members(row, names):
-                header = os.pread(descriptor, member.offset - member.start, member.start)
-                data = os.pread(descriptor, member.size, member.offset)
-                if len(data) != member.size:
-                    raise ValueError(
-                        f"{self.uri}/{record.path} ends inside {key}.{member.name}: the shard is "
-                        "damaged, write it again"
-                    )
-                try:
-                    check_header(header, key, member)
-                except ValueError as error:
-                    raise ValueError(f"{self.uri}/{record.path} {DAMAGED} ({error})") from None
-                found[member.name] = data
-        return key, found
+        return records[bisect.bisect_right(first, row) - 1], *index.find(row, names)
 
     def shards_ahead(self, split: str, rows: Iterable[int]) -> list[ShardRecord]:
         """What ``fetch`` should bring before some samples are read, in that order.
@@ -358,41 +356,19 @@ class Corpus:
     def _uri_of(self, record: ShardRecord) -> str:
         return f"{self.uri}/{record.path}"
 
+    def _shards(self) -> ShardCache | LocalShards:
+        return self._shard_cache() if self.is_remote else self._local
+
     def _shard_cache(self) -> ShardCache:
         if self._cache is None:
             self._cache = ShardCache()
         return self._cache
 
-    @contextmanager
-    def _opened(self, record: ShardRecord) -> Iterator[int]:
-        """A descriptor of a shard as it was at the first read."""
-        uri = self._uri_of(record)
-        if self.is_remote:
-            with self._shard_cache().reading(uri, record) as descriptor:
-                yield descriptor
-            return
-        try:
-            descriptor = os.open(uri, os.O_RDONLY)
-        except (FileNotFoundError, IsADirectoryError):
-            raise ValueError(f"{uri} is missing or cut short: write the corpus again") from None
-        try:
-            self._check_same(uri, record, descriptor)
-            yield descriptor
-        finally:
-            os.close(descriptor)
 
-    def _check_same(self, uri: str, record: ShardRecord, descriptor: int) -> None:
-        status = os.fstat(descriptor)
-        identity = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns)
-        seen = self._seen.get(record.path)
-        if seen == identity:
-            return
-        if seen is not None:
-            raise ValueError(f"{uri} changed since it was first read: open the corpus again")
-        if status.st_size != record.bytes:
-            raise ValueError(f"{uri} is missing or cut short: write the corpus again")
-        if self._verify:
-            with os.fdopen(os.dup(descriptor), "rb") as file:
-                if hashlib.file_digest(file, "sha256").hexdigest() != record.sha256:
-                    raise ValueError(f"{uri} {DAMAGED}")
-        self._seen[record.path] = identity
+@contextmanager
+def _naming(uri: str) -> Iterator[None]:
+    """Say which shard it is where a member is not."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{uri} {DAMAGED} ({error})") from None

@@ -1,4 +1,4 @@
-"""Where each member lies in its shard: columns for random access, and checks of both ends.
+"""Where each member lies in its shard, and reading it there, with checks of both ends.
 
 The index of a shard and its tar are two files that could disagree. The index is checked once, when
 it is read: its members fill the tar without a gap, so nothing lies there that the index does not
@@ -11,6 +11,8 @@ Shapes: R samples, M members of all of them.
 
 from __future__ import annotations
 
+import mmap
+import os
 import re
 import tarfile
 from collections.abc import Collection
@@ -65,23 +67,23 @@ class MemberIndex:
         """The key of a sample."""
         return str(self._keys[row].as_py())
 
-    def members(self, row: int, wanted: Collection[str] | None = None) -> list[Member]:
-        """The members of a sample in their order in the tar, all or only those ``wanted``."""
-        first, last = self.first_R[row], self.first_R[row + 1]
+    def find(self, row: int, wanted: Collection[str] | None = None) -> tuple[str, list[Member]]:
+        """The key of a sample and its members, all or only those ``wanted``, in the tar's order."""
+        key = self.key(row)
+        first, last = self.first_R[row : row + 2].tolist()
         places = zip(
             self.code_M[first:last].tolist(),
             self.offset_M[first:last].tolist(),
             self.size_M[first:last].tolist(),
             strict=True,
         )
-        key = len(self._keys[row].as_py()) + 1
         found = []
         for code, offset, size in places:
             name = self.names[code]
             if wanted is None or name in wanted:
-                lead = _BLOCK if key + len(name) <= _SHORT_NAME else 3 * _BLOCK
+                lead = _BLOCK if len(key) + 1 + len(name) <= _SHORT_NAME else 3 * _BLOCK
                 found.append(Member(name, offset - lead, offset, size))
-        return found
+        return key, found
 
 
 def check_index(table: pa.Table, tar_bytes: int) -> None:
@@ -118,11 +120,41 @@ def check_header(header: bytes, key: str, member: Member) -> None:
     """
     name = f"{key}.{member.name}".encode()
     last = header[-_BLOCK:]
-    is_named = last[:_SHORT_NAME].rstrip(b"\0") == name[:_SHORT_NAME]
+    is_named = last.startswith(name[:_SHORT_NAME].ljust(_SHORT_NAME, b"\0"))
     if len(name) > _SHORT_NAME:
         is_named = is_named and b" path=%b\n" % name in header[:-_BLOCK]
     if not is_named or last[156:157] not in _REGULAR or last[124:135] != b"%011o" % member.size:
         raise ValueError(f"no regular file {name.decode()} of {member.size} bytes lies where it is")
+
+
+def read_members(descriptor: int, key: str, members: list[Member]) -> dict[str, bytes]:
+    """Some members of a sample, copied from an open tar.
+
+    Raises:
+        ValueError: the tar ends before, or something else lies there.
+    """
+    found = {}
+    for member in members:
+        check_header(os.pread(descriptor, member.offset - member.start, member.start), key, member)
+        data = os.pread(descriptor, member.size, member.offset)
+        if len(data) != member.size:
+            raise ValueError(f"it ends inside {key}.{member.name}")
+        found[member.name] = data
+    return found
+
+
+def view_members(tar: mmap.mmap, key: str, members: list[Member]) -> dict[str, memoryview]:
+    """``read_members`` without a copy, of a tar that is mapped.
+
+    Raises:
+        ValueError: something else lies there.
+    """
+    view = memoryview(tar)
+    found = {}
+    for member in members:
+        check_header(tar[member.start : member.offset], key, member)
+        found[member.name] = view[member.offset : member.offset + member.size]
+    return found
 
 
 def _one_chunk(column: pa.ChunkedArray) -> pa.Array:

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import fcntl
 import hashlib
+import mmap
 import os
 import shutil
 import time
@@ -65,6 +66,15 @@ class ShardCache:
             yield descriptor
         finally:
             _release(descriptor)
+
+    def mapped(self, uri: str, record: ShardRecord) -> mmap.mmap:
+        """All of the shard, mapped anew: one that stayed mapped would keep its disk when evicted.
+
+        Raises:
+            ValueError: as for ``reading``.
+        """
+        with self.reading(uri, record) as descriptor:
+            return mmap.mmap(descriptor, 0, access=mmap.ACCESS_READ)
 
     def fetch(self, uri: str, record: ShardRecord) -> None:
         """Bring the shard into the cache, if it is not there."""

@@ -12,6 +12,7 @@ import numpy as np
 IMAGE_MEAN = np.array([0.485, 0.456, 0.406], np.float32)
 IMAGE_SPREAD = np.array([0.229, 0.224, 0.225], np.float32)
 _WHITE = np.float32(255)
+_BYTES = np.arange(256, dtype=np.float32)
 
 _LARGEST_SCALE = 8.0
 
@@ -76,12 +77,13 @@ def crop(array_HWC: np.ndarray, part: Part) -> np.ndarray:
     """That part of a picture or mask, to whole pixels."""
     if part == WHOLE:
         return array_HWC
+    return array_HWC[pixels_of(part, array_HWC.shape[0], array_HWC.shape[1])]
+
+
+def pixels_of(part: Part, height: int, width: int) -> tuple[slice, slice]:
+    """The rows and columns of that part, at least one of each."""
     top, left, side = part
-    rows, columns = (
-        _pixels(start, side, length)
-        for start, length in zip((top, left), array_HWC.shape[:2], strict=True)
-    )
-    return array_HWC[rows, columns]
+    return _pixels(top, side, height), _pixels(left, side, width)
 
 
 def _pixels(start: float, side: float, length: int) -> slice:
@@ -116,12 +118,11 @@ def relight(
     scale_3 = (contrast * tint_3).astype(np.float32)
     offset_3 = ((1 - contrast) * mean * tint_3).astype(np.float32)
     for channel, plane_SS in enumerate(out_3SS):
-        np.divide(image_SS3[..., channel], _WHITE, out=plane_SS)
-        plane_SS *= scale_3[channel]
-        plane_SS += offset_3[channel]
-        np.clip(plane_SS, 0.0, 1.0, out=plane_SS)
-        plane_SS -= IMAGE_MEAN[channel]
-        plane_SS /= IMAGE_SPREAD[channel]
+        # There are 256 different values: they are changed once each, and looked up for the pixels.
+        value_K = _BYTES / _WHITE * scale_3[channel] + offset_3[channel]
+        value_K = (np.clip(value_K, 0.0, 1.0) - IMAGE_MEAN[channel]) / IMAGE_SPREAD[channel]
+        # No byte is out of bounds; but to find that out, "raise" would work on a copy.
+        np.take(value_K, image_SS3[..., channel], out=plane_SS, mode="clip")
 
 
 def resound(window_N: np.ndarray, change: Augmentation, random: np.random.Generator) -> np.ndarray:
@@ -130,5 +131,7 @@ def resound(window_N: np.ndarray, change: Augmentation, random: np.random.Genera
         window_N = np.roll(window_N, int(random.integers(len(window_N))))
     gain = float(random.uniform(*change.gain))
     spread = float(random.uniform(0.0, change.noise))
-    noise_N = random.standard_normal(len(window_N), np.float32)
-    return np.clip(gain * window_N + spread * noise_N, -1.0, 1.0)
+    changed_N = random.standard_normal(len(window_N), np.float32)
+    changed_N *= spread
+    changed_N += gain * window_N
+    return np.clip(changed_N, -1.0, 1.0, out=changed_N)

@@ -24,9 +24,8 @@ import torch
 import torch.utils.data
 from torch import Tensor
 
-from infra import media
 from infra.corpus import Corpus, Sample
-from infra.masks import decode_mask_rle
+from infra.masks import sample_mask_rle
 from training.augmentation import (
     WHOLE,
     Augmentation,
@@ -34,6 +33,7 @@ from training.augmentation import (
     crop,
     draw_part,
     normalise,
+    pixels_of,
     relight,
     resound,
     sound_draw,
@@ -93,6 +93,7 @@ class FrameSamples:
         augmentation: None leaves every sample as it is.
         window: shards within which samples are shuffled, see ``training.order``; None shuffles
             all of them.
+        rows: of the split's table, all that is learned from; None learns from all of it.
 
     Raises:
         ValueError: the split is not there, or no frame of it has a mask.
@@ -108,6 +109,7 @@ class FrameSamples:
         augmentation: Augmentation | None,
         classes: Sequence[str] | None = None,
         window: int | None = None,
+        rows: np.ndarray | None = None,
     ) -> None:
         self.corpus = corpus
         self.split = split
@@ -116,8 +118,11 @@ class FrameSamples:
         self.augmentation = augmentation
         self.classes = list(corpus.classes if classes is None else classes)
         self._class_index = {name: index for index, name in enumerate(self.classes)}
+        self._rows = rows
         self.places_P2 = _annotated_frames(corpus, split)
         """Row in the split's table and frame, int32."""
+        if rows is not None:
+            self.places_P2 = self.places_P2[np.isin(self.places_P2[:, 0], rows)]
         if not len(self.places_P2):
             raise ValueError(f"{corpus.uri} has no mask in its split {split!r}: nothing to learn")
         self.window: Window | None = None
@@ -169,7 +174,7 @@ class FrameSamples:
         sample = self.corpus.read(self.split, row, names=frame_names(frame))
         change, size = self.augmentation, self.image_size
         part = WHOLE if change is None else draw_part(change.scale, self.seed, epoch, index)
-        image_SS3 = media.resize_image(crop(read_frame(sample, frame), part), size, size)
+        image_SS3 = read_frame(sample, frame, size, part)
         mask_HW = read_mask(sample, frame)
         assert mask_HW is not None
         mask_SS = resize_mask(crop(mask_HW, part), size)
@@ -207,6 +212,8 @@ class FrameSamples:
         classes = self.corpus.table(self.split)["classes"].combine_chunks()
         first_R = classes.offsets.to_numpy()
         alone = np.flatnonzero(np.diff(first_R) == 1)
+        if self._rows is not None:
+            alone = np.intersect1d(alone, self._rows)
         named = classes.flatten().take(first_R[alone] - first_R[0]).dictionary_encode()
         code = named.indices.to_numpy()
         return {name: alone[code == n] for n, name in enumerate(named.dictionary.to_pylist())}
@@ -227,11 +234,13 @@ class FrameSamples:
             index = self._class_index.get(thing["class"])
             if index is None:
                 continue
-            visible_HW = crop(decode_mask_rle(thing["visible"]), part)
+            visible = thing["visible"]
             rows, columns = (
-                ((np.arange(grid) + 0.5) * side / grid).astype(int) for side in visible_HW.shape
+                shown.start
+                + ((np.arange(grid) + 0.5) * (shown.stop - shown.start) / grid).astype(int)
+                for shown in pixels_of(part, *visible["size"])
             )
-            cell_GG[visible_HW[np.ix_(rows, columns)]] = index
+            cell_GG[sample_mask_rle(visible, rows, columns)] = index
         return cell_GG
 
 

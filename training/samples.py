@@ -21,7 +21,7 @@ from torch import Tensor
 from infra import media
 from infra.corpus import Corpus, Sample
 from model import log_mel_examples
-from training.augmentation import normalise
+from training.augmentation import WHOLE, Part, normalise, pixels_of
 
 EXAMPLE_SAMPLES = 15_600
 EXAMPLE_HOP = 15_360
@@ -55,7 +55,7 @@ def load_clip(corpus: Corpus, split: str, row: int, image_size: int) -> Clip:
     return Clip(
         key=sample.key,
         images_T3SS=torch.stack(
-            [normalise_image(read_frame(sample, k), image_size) for k in range(count)]
+            [normalise_image(read_frame(sample, k, image_size), image_size) for k in range(count)]
         ),
         log_mel_T1MF=clip_log_mel(sample_sound(sample), count),
         masks=tuple(read_mask(sample, k) for k in range(count)),
@@ -73,13 +73,21 @@ def frame_names(frame: int) -> list[str]:
     return [f"frame{frame}.jpg", f"frame{frame}.png", f"mask{frame}.png", *SOUND_NAMES]
 
 
-def read_frame(sample: Sample, frame: int) -> np.ndarray:
-    """A frame as uint8 ``[H, W, 3]``."""
-    for suffix in ("jpg", "png"):
-        data = sample.members.get(f"frame{frame}.{suffix}")
-        if data is not None:
-            return media.decode_image(data)[..., :3]
-    raise ValueError(f"{sample.key} has no frame {frame}: write the corpus again")
+def read_frame(sample: Sample, frame: int, size: int, part: Part = WHOLE) -> np.ndarray:
+    """A frame, or a part of it, squashed to a square: uint8 ``[S, S, 3]``."""
+    members = sample.members
+    data = members.get(f"frame{frame}.jpg") or members.get(f"frame{frame}.png")
+    if not data:
+        raise ValueError(f"{sample.key} has no frame {frame}: write the corpus again")
+    # Pillow's picture all the way: to an array and back costs as much as the resizing.
+    image = media.load_image(data)
+    image = image if image.mode == "RGB" else image.convert("RGB")
+    if part != WHOLE:
+        rows, columns = pixels_of(part, image.height, image.width)
+        image = image.crop((columns.start, rows.start, columns.stop, rows.stop))
+    if image.size != (size, size):
+        image = image.resize((size, size), Image.Resampling.BILINEAR)
+    return np.asarray(image)
 
 
 def read_mask(sample: Sample, frame: int) -> np.ndarray | None:

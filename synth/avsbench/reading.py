@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,6 +16,9 @@ from synth.soundtrack import loudness_db
 
 _MAX_SECONDS = 60.0
 EXAMPLE_SAMPLES, EXAMPLE_HOP = 15_600, 15_360
+
+Content = Mapping[str, bytes]
+"""Of the files of a clip, by path."""
 
 
 def read_clips(rows: Sequence[ClipRow]) -> Iterator[Sample | Refused]:
@@ -40,15 +43,15 @@ def to_sample(row: ClipRow, odd: list[str] | None = None) -> Sample:
     """
     odd = [] if odd is None else odd
     members: dict[str, bytes] = {}
-    raw = files.read(row.raw) if row.raw else b""
+    content = files.read_many([f for f in (row.raw, *row.frames, *row.masks, row.sound) if f])
     shares = []
-    for frame, (data, path) in enumerate(_frames(row, raw)):
+    for frame, (data, path) in enumerate(_frames(row, content)):
         size: tuple[int, ...] = pictures.decoded(data, path).shape[:2]
         members[f"frame{frame}.{pictures.suffix(data, path)}"] = data
-        share = _annotate(row, frame, size, members, odd)
+        share = _annotate(row, frame, content, size, members, odd)
         if share is not None:
             shares.append(share)
-    wave_N = _sound(row, raw)
+    wave_N = _sound(row, content)
     _note_short(row, wave_N, odd)
     members["audio.flac"] = media.encode_flac(wave_N)
     meta: dict[str, Any] = {
@@ -76,27 +79,32 @@ def to_sample(row: ClipRow, odd: list[str] | None = None) -> Sample:
     return Sample(key=row.key, members=members, meta=meta)
 
 
-def _frames(row: ClipRow, raw: bytes) -> Iterator[tuple[bytes, str]]:
+def _frames(row: ClipRow, content: Content) -> Iterator[tuple[bytes, str]]:
     """Each frame's file with its path."""
     if row.frames:
         for file in row.frames:
-            yield files.read(file), file.path
+            yield content[file.path], file.path
         return
     assert row.raw is not None, "a clip without frames has a raw video"
-    count = FRAMES[row.entry.subset]
+    raw, count = content[row.raw.path], FRAMES[row.entry.subset]
     made = raw_video.frames_of(raw, row.raw.path, count, side=row.side, max_seconds=_MAX_SECONDS)
     for data in made:
         yield data, row.raw.path
 
 
 def _annotate(
-    row: ClipRow, frame: int, size: tuple[int, ...], members: dict[str, bytes], odd: list[str]
+    row: ClipRow,
+    frame: int,
+    content: Content,
+    size: tuple[int, ...],
+    members: dict[str, bytes],
+    odd: list[str],
 ) -> float | None:
     """Add the frame's mask and label map; the share of it that is masked, None without a mask."""
     file = row.masks[frame]
     if file is None:
         return None
-    data = files.read(file)
+    data = content[file.path]
     if row.entry.subset in SEMANTIC:
         index_HW, strange = pictures.read_labels(data, file, size)
         inside_HW = index_HW > 0
@@ -124,13 +132,12 @@ def _extracted(row: ClipRow) -> list[str]:
     return [what for what, is_missing in missing.items() if is_missing]
 
 
-def _sound(row: ClipRow, raw: bytes) -> np.ndarray:
+def _sound(row: ClipRow, content: Content) -> np.ndarray:
     """int16 ``[N]`` at 16 kHz; a 16-bit mono file of that rate keeps every sample."""
     file = row.sound or row.raw
     assert file is not None, "a clip without sound has a raw video"
-    data = files.read(file) if row.sound else raw
     try:
-        wave_N, rate = media.decode_audio(data, max_seconds=_MAX_SECONDS)
+        wave_N, rate = media.decode_audio(content[file.path], max_seconds=_MAX_SECONDS)
     except ValueError as error:
         raise ValueError(f"unreadable: {file.path}: {error}") from None
     wave_N = media.resample(wave_N, rate)

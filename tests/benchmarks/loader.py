@@ -174,15 +174,21 @@ def raw_records(corpus: Corpus, turns: int) -> None:
     tars = [f"{corpus.uri}/{record.path}" for record in corpus.shards]
     order = epoch_order(count, 0, 0).tolist()
 
-    def ours() -> int:
-        return sum(len(corpus.read_members("train", row)[1]) > 0 for row in order)
+    def viewed() -> int:
+        return sum(len(corpus.view("train", row)[1]) > 0 for row in order)
+
+    def copied() -> int:
+        return sum(len(corpus.read("train", row).members) > 0 for row in order)
 
     def theirs() -> int:
         return sum(1 for _ in webdataset.WebDataset(tars, shardshuffle=False))
 
-    print("raw records, all members as bytes (ours at random, the other in its order)")
-    rates = take_turns({"ours": ours, "webdataset": theirs}, turns)
-    print(f"  ratio {rates['ours'] / rates['webdataset']:.1f}")
+    print("raw records, all members (ours at random, the other copies in its order)")
+    rates = take_turns(
+        {"ours, mapped": viewed, "ours, copied": copied, "webdataset": theirs}, turns
+    )
+    for ours in ("ours, mapped", "ours, copied"):
+        print(f"  ratio of {ours}: {rates[ours] / rates['webdataset']:.1f}")
 
 
 def to_tensors(corpus: Corpus, loose: Path, turns: int) -> None:
@@ -256,7 +262,7 @@ def seek(corpus: Corpus, turns: int) -> None:
     tars = [f"{corpus.uri}/{record.path}" for record in corpus.shards]
 
     def ours() -> int:
-        return sum(len(corpus.read_members("train", row)[1]) > 0 for row in rows)
+        return sum(len(corpus.read("train", row).members) > 0 for row in rows)
 
     def up_to() -> int:
         for row in rows:

@@ -15,6 +15,7 @@ from infra import storage
 from infra.corpus import Corpus
 from pipelines import shard_avsbench
 from pipelines.shard_avsbench import ShardAvsbenchConfig
+from synth.avsbench import files
 from tests import made_avsbench as made
 from tests.benchmarks import avsbench as skeleton
 from tests.integration.conftest import ROOT, ObjectStore
@@ -49,6 +50,20 @@ def test_zip_files_on_s3_give_the_bytes_of_folders_on_a_disk(
     assert corpus.manifest["label_classes"][0] == "background"
     assert corpus.table("val")["mask_area"].to_pylist() == [0.375, 0.375]
     assert corpus.table("val")["loudness_db"].to_pylist() == pytest.approx([-15.05] * 2, abs=0.01)
+
+
+def test_loose_files_on_s3_have_the_content_of_those_on_a_disk(
+    tree: Path, seaweedfs: ObjectStore
+) -> None:
+    folder, uri = tree / "Multi-sources/ms3_data/gt_masks", f"{seaweedfs.uri}/avsbench/loose"
+    on_disk = files.read_many(list(files.list_folder(str(folder)).values())[:12])
+    for path, data in on_disk.items():
+        storage.write_bytes(f"{uri}/{path}", data)
+    on_s3 = list(files.list_folder(uri).values())
+    assert len(on_s3) == 12 and files.read_many(on_s3) == on_disk
+    storage.remove(on_s3[5].uri)
+    with pytest.raises(FileNotFoundError, match=on_s3[5].path):
+        files.read_many(on_s3)
 
 
 def test_a_corpus_says_which_splits_it_has(ray_local: None, tree: Path, tmp_path: Path) -> None:
