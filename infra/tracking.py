@@ -27,6 +27,7 @@ from infra.corpus import Corpus
 DEFAULT_URI = "sqlite:///runs/mlflow.db"
 DEFAULT_EXPERIMENT = "save"
 MODEL_FOLDER = "model"
+CONFIG_FILE = "config.yaml"
 
 # Limits of the tracking server (mlflow.utils.validation of 3.17).
 LONGEST_KEY = 250
@@ -49,16 +50,27 @@ def open_client(uri: str | None = None) -> MlflowClient:
     Raises:
         ValueError: the URI is none of these.
     """
-    uri = uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI
+    uri = absolute(uri or os.environ.get("MLFLOW_TRACKING_URI") or DEFAULT_URI)
     database = _database(uri)
     if database is not None:
         database.parent.mkdir(parents=True, exist_ok=True)
-        uri = f"sqlite:///{database}"
-    elif not uri.startswith(("http://", "https://")):
-        raise ValueError(
-            f"{uri!r} is no tracking URI this can use: give sqlite:///path, http:// or https://"
-        )
     return MlflowClient(tracking_uri=uri, registry_uri=uri)
+
+
+def absolute(uri: str) -> str:
+    """The URI of a tracking server in a form that means the same in every process.
+
+    Raises:
+        ValueError: it is neither ``sqlite:///path`` nor ``http://`` nor ``https://``.
+    """
+    database = _database(uri)
+    if database is not None:
+        return f"sqlite:///{database}"
+    if uri.startswith(("http://", "https://")):
+        return uri
+    raise ValueError(
+        f"{uri!r} is no tracking URI this can use: give sqlite:///path, http:// or https://"
+    )
 
 
 def _database(uri: str) -> Path | None:
@@ -119,13 +131,18 @@ class Run:
         self.id = run_id
 
     def log_config(self, config: Mapping[str, Any]) -> None:
-        """The resolved configuration, flattened into parameters, and whole as ``config.yaml``.
+        """The resolved configuration, flattened into parameters, and whole as ``config.yaml``."""
+        self.log_params(config)
+        self.client.log_dict(self.id, dict(config), CONFIG_FILE)
+
+    def log_params(self, config: Mapping[str, Any]) -> None:
+        """The resolved configuration, flattened into parameters.
 
         Parameters cannot be changed once written. When a resumed run differs from what it was
         started with, the new value becomes the tag ``resumed.<key>``.
         """
         written = self.client.get_run(self.id).data.params
-        params = {_key(key): _cut(value, LONGEST_PARAM) for key, value in flatten(config).items()}
+        params = {key_of(key): _cut(value, LONGEST_PARAM) for key, value in flatten(config).items()}
         fresh = [Param(key, value) for key, value in params.items() if key not in written]
         for batch in _chunks(fresh, PARAMS_IN_A_BATCH):
             self.client.log_batch(self.id, params=batch)
@@ -135,7 +152,6 @@ class Run:
             if written.get(key, value) != value
         }
         self.set_tags(changed)
-        self.client.log_dict(self.id, dict(config), "config.yaml")
 
     def log_corpus(self, corpus: Corpus, *, name: str, context: str) -> None:
         """Note that the run read a corpus; its digest is the sha256 of its manifest, shortened.
@@ -158,23 +174,29 @@ class Run:
 
     def log_curves(self, points: Iterable[tuple[int, Mapping[str, float]]]) -> None:
         """Many points of many curves at once: ``(step, {name: value})``."""
-        now = int(time.time() * 1000)
+        now = milliseconds()
+        self.log_points((now, step, values) for step, values in points)
+
+    def log_points(self, points: Iterable[tuple[int, int, Mapping[str, float]]]) -> None:
+        """Points with the time of each: ``(milliseconds, step, {name: value})``.
+
+        A point that is written again with the same time changes nothing.
+        """
         metrics = [
-            Metric(_key(name), float(value), now, step)
-            for step, values in points
+            Metric(key_of(name), float(value), when, step)
+            for when, step, values in points
             for name, value in values.items()
         ]
         for batch in _chunks(metrics, METRICS_IN_A_BATCH):
-            self.client.log_batch(self.id, metrics=batch)
+            self.client.log_batch(self.id, metrics=batch, synchronous=True)
 
     def log_scores(self, scores: Mapping[str, Any]) -> None:
         """Nested numbers as metrics, ``{"s4_test": {"m_j": 0.5}}`` as ``s4_test.m_j``."""
-        numbers = {
-            key: float(value)
-            for key, value in flatten(scores).items()
-            if isinstance(value, int | float) and math.isfinite(value)
-        }
-        self.log_curves([(0, numbers)])
+        self.log_curves([(0, numbers(scores))])
+
+    def last_steps(self) -> dict[str, int]:
+        """The last step of each curve that the server has."""
+        return {m.key: m.step for m in self.client.get_run(self.id).data.to_proto().metrics}
 
     def log_file(self, path: Path, folder: str | None = None) -> None:
         """A file as an artifact, in ``folder`` of the run's artifacts."""
@@ -186,7 +208,7 @@ class Run:
 
     def set_tags(self, tags: Mapping[str, str]) -> None:
         """Tags of the run; longer values than the server takes are cut."""
-        entries = [RunTag(_key(key), _cut(value, LONGEST_TAG)) for key, value in tags.items()]
+        entries = [RunTag(key_of(key), _cut(value, LONGEST_TAG)) for key, value in tags.items()]
         for batch in _chunks(entries, PARAMS_IN_A_BATCH):
             self.client.log_batch(self.id, tags=batch)
 
@@ -202,7 +224,22 @@ def flatten(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def _key(name: str) -> str:
+def numbers(values: Mapping[str, Any]) -> dict[str, float]:
+    """The finite numbers among nested values, flattened."""
+    return {
+        key: float(value)
+        for key, value in flatten(values).items()
+        if isinstance(value, int | float) and math.isfinite(value)
+    }
+
+
+def milliseconds() -> int:
+    """Now, as the tracking server counts time."""
+    return time.time_ns() // 1_000_000
+
+
+def key_of(name: str) -> str:
+    """The name as the tracking server takes it."""
     return _NOT_IN_KEYS.sub("_", name)[:LONGEST_KEY]
 
 

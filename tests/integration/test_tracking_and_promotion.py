@@ -18,7 +18,7 @@ from model import build_save, saved
 from pipelines.evaluate import CorpusChoice, EvaluateConfig, evaluate
 from pipelines.promote import PromoteConfig, promote
 from tests.made_corpus import write_made_corpus
-from training.checkpoint import load_model
+from training.models import load_model
 
 pytestmark = pytest.mark.integration
 
