@@ -26,6 +26,7 @@ from collections.abc import Sequence
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from model.image_adapter import AdapterInit, ImageAdapter, Spatial
 
@@ -68,6 +69,9 @@ class ImageEncoder(nn.Module):
         super().__init__()
         grid = image_size // PATCH
         self.global_blocks = tuple(global_blocks)
+        self.recompute = False
+        """Whether training computes each block again in the backward pass instead of keeping what
+        it computed: less memory, more time."""
         self.patch_embed = PatchEmbedding(dim)
         self.pos_embed = nn.Parameter(torch.zeros(1, grid, grid, dim))
         nn.init.trunc_normal_(self.pos_embed, std=0.02)
@@ -98,8 +102,9 @@ class ImageEncoder(nn.Module):
         assert injections is None or len(injections) == len(self.blocks)
         x_BHWC = self.patch_embed(image_BCHW) + self.pos_embed
         x_BHWC = x_BHWC.to(_wide(x_BHWC))
+        recompute = self.recompute and torch.is_grad_enabled()
         for index, block in enumerate(self.blocks):
-            x_BHWC = block(x_BHWC)
+            x_BHWC = checkpoint(block, x_BHWC, use_reentrant=False) if recompute else block(x_BHWC)
             if injections is not None:
                 x_BHWC = x_BHWC + injections[index][:, None, None, :]
         x_BHWC = x_BHWC.to(self.pos_embed.dtype)

@@ -15,10 +15,10 @@ from infra import registry
 from infra.config import main, to_dict
 from infra.corpus import Corpus
 from infra.tracking import DEFAULT_EXPERIMENT, Tracker
-from training.checkpoint import copy_model, load_model
 from training.clips import SOUNDS, can_swap
 from training.evaluation import score_sounds, sound_blind
 from training.listening import listening
+from training.models import copy_model, load_model
 
 log = logging.getLogger("evaluate")
 

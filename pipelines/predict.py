@@ -27,8 +27,8 @@ from infra import media, registry, storage
 from infra.config import main
 from infra.video import read_video, write_video
 from model import SAVE
-from training.checkpoint import load_model
 from training.evaluation import predict_clip
+from training.models import load_model
 from training.overlay import overlay
 from training.samples import EXAMPLE_HOP, EXAMPLE_SAMPLES, clip_log_mel, normalise_image
 

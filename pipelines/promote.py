@@ -19,7 +19,7 @@ from infra import registry
 from infra.config import main
 from infra.tracking import open_client
 from model.vggish import EXAMPLE_FRAMES, MEL_BANDS
-from training.checkpoint import load_model
+from training.models import load_model
 
 
 @dataclass(frozen=True, kw_only=True)

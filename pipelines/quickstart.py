@@ -29,10 +29,10 @@ from synth.distribute import map_rows
 from synth.miniature import Counts, MiniatureConfig, write_miniature
 from synth.pools import split_assets
 from synth.recipe import TRAIN, Samples
-from training.checkpoint import load_model
+from training.chain import read_stage
 from training.evaluation import score_sounds, sound_blind
 from training.listening import listening
-from training.recipe import TrainConfig
+from training.models import load_model
 from training.stage import run_stage
 
 logger = logging.getLogger("quickstart")
@@ -221,19 +221,18 @@ class Story:
         for plan in self._stages():
             corpus = synthetic if plan.subset is None else miniature[plan.subset]
             with self.part(plan.stage, f"{plan.steps} steps on {corpus.manifest['kind']}"):
-                changes = [
-                    f"--config={CHECKOUT / 'training' / 'recipes' / plan.recipe}",
-                    f"--stage={plan.stage}",
-                    f"--corpus={corpus.uri}",
-                    f"--output={self.folder / 'training'}",
-                    f"--parent={models[plan.parent] if plan.parent else 'null'}",
-                    f"--model.image_size={self.job.image_size}",
-                    f"--steps={plan.steps}",
-                    f"--seed={self.job.seed}",
-                ]
+                changes: dict[str, Any] = {
+                    "stage": plan.stage,
+                    "corpus": corpus.uri,
+                    "output": str(self.folder / "training"),
+                    "parent": models[plan.parent] if plan.parent else None,
+                    "model.image_size": self.job.image_size,
+                    "steps": plan.steps,
+                    "seed": self.job.seed,
+                }
                 if plan.learning_rate is not None:
-                    changes.append(f"--optimizer.learning_rate={plan.learning_rate}")
-                job = config.parse(TrainConfig, changes)
+                    changes["optimizer.learning_rate"] = plan.learning_rate
+                job = read_stage(plan.recipe, changes)
                 with tracker.run(plan.stage, parent=parent) as run:
                     run.log_config(config.to_dict(job))
                     run.log_corpus(corpus, name=corpus.manifest["kind"], context="train")

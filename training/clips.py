@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from infra import media
 from infra.corpus import Corpus
 from infra.masks import decode_mask_rle
 from model import SAVE
@@ -61,6 +62,13 @@ def load_annotated(
         truth_THW=torch.from_numpy(np.stack([truths[k] for k in frames] or [np.zeros((1, 1))])),
         meta=clip.meta,
     )
+
+
+def first_picture(corpus: Corpus, split: str, clip: AnnotatedClip) -> np.ndarray:
+    """The first of the clip's annotated frames as it is stored, uint8 ``[h, w, 3]``."""
+    names = [f"frame{clip.frames[0]}.{kind}" for kind in ("png", "jpg")]
+    (data,) = corpus.read(split, clip.row, names=names).members.values()
+    return media.decode_image(data)[..., :3]
 
 
 def heard(corpus: Corpus, split: str, clip: AnnotatedClip, sound: Sound) -> Tensor:

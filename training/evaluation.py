@@ -23,10 +23,10 @@ from infra.corpus import Corpus, Sample
 from model import SAVE
 from training.clips import (
     SOUNDS,
-    AnnotatedClip,
     Sound,
     certain_logits,
     chosen_rows,
+    first_picture,
     forward,
     heard,
     in_batches,
@@ -145,7 +145,7 @@ def examples(model: SAVE, corpus: Corpus, split: str, rows: Sequence[int]) -> li
         sheet.append(
             Row(
                 caption=_named(clip.meta),
-                image_HW3=media.resize_image(_picture(corpus, split, clip), height, width),
+                image_HW3=media.resize_image(first_picture(corpus, split, clip), height, width),
                 truth_HW=clip.truth_THW[0].numpy(),
                 predicted_HW=own_HW,
                 swapped_HW=swapped_HW,
@@ -180,12 +180,6 @@ class _Scores:
 
 def _annotated(sample: Sample) -> list[int]:
     return [k for k in range(sample.meta["frames"]) if f"mask{k}.png" in sample.members]
-
-
-def _picture(corpus: Corpus, split: str, clip: AnnotatedClip) -> np.ndarray:
-    names = [f"frame{clip.frames[0]}.{kind}" for kind in ("png", "jpg")]
-    (data,) = corpus.read(split, clip.row, names=names).members.values()
-    return media.decode_image(data)[..., :3]
 
 
 def _named(meta: dict[str, Any]) -> str:

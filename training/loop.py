@@ -3,20 +3,18 @@
 Every worker holds the whole model and takes its share of each batch; DeepSpeed averages gradients
 and splits the optimizer over the workers (ZeRO). Whatever a worker does is decided by the recipe
 and the step, so after a failure the newest checkpoint leads to the weights that the undisturbed run
-would have had.
+would have had, on however many workers it goes on.
 
-Shapes: T frames of a clip, S side of the input, H x W pixels of the true masks.
+A failure that may pass (a worker or node lost, object storage away) is raised, and Ray Train starts
+the workers again. One that would only come again is noted on the board first: workers that find
+such a note return at once, and the driver stops with it.
 """
 
 from __future__ import annotations
 
-import logging
-import os
-import sys
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,117 +23,71 @@ import ray.train
 import ray.train.torch
 import torch
 import torch.distributed
-import torch.nn.functional as F
 from torch import Tensor
 
 from infra.corpus import Corpus
-from model import SAVE, build_save, saved
-from training import checkpoint
+from model import build_save, saved
+from training import checkpoint, models
+from training.accounts import Accounts, matrix_peak
 from training.checkpoint import Progress
-from training.data import FrameSamples, batches
-from training.metrics import jaccard
-from training.progress import Point, post
+from training.checkpoint_store import CheckpointStore, local_folder
+from training.data import Batch, FrameSamples, batches
+from training.engine import start_engine, take_step
+from training.few_shot import few_shot_rows
+from training.profiling import profiled
+from training.progress import SECONDS_LEFT, Board, File, Started
 from training.recipe import TrainConfig
-from training.samples import Clip, load_clip
-from training.step import Learner, set_learning_rate
+from training.running_mean import RunningMean
+from training.step import Learner, set_learning_rate, split_batch
+from training.validation import validate
 
-# Frames that validation sends through the model at once.
-_VALIDATION_FRAMES = 16
+OUT_OF_MEMORY = (
+    "raise accumulate or workers.count, set workers.activation_checkpointing, or raise "
+    "workers.zero_stage"
+)
+
+
+class _Hopeless(ValueError):
+    """What would only come again."""
 
 
 def train(settings: dict[str, Any]) -> None:
     """Train one stage.
 
     Args:
-        settings: its ``config``, the ``digest`` of what is learned, and the ``board`` to post to.
+        settings: its ``config``, the ``digest`` of what is learned, ``checkpoints`` (the URI of
+            their folder) and the ``board`` to post to.
 
     Raises:
         ValueError: the loss is no longer a number.
     """
-    config: TrainConfig = settings["config"]
-    board = settings["board"]
-    context = ray.train.get_context()
-    rank, world = context.get_world_rank(), context.get_world_size()
-    device = ray.train.torch.get_device()
-    corpus = Corpus.open(config.corpus)
-    samples = FrameSamples(
+    board: Board = settings["board"]
+    if board.given_up():
+        return
+    try:
+        _Run(settings, board).go()
+    except _Hopeless as error:
+        board.give_up(str(error))
+        raise
+    except torch.OutOfMemoryError as error:
+        board.give_up(f"a worker ran out of memory ({error}): {OUT_OF_MEMORY}")
+        raise
+
+
+def training_samples(config: TrainConfig, corpus: Corpus) -> FrameSamples:
+    """What a stage learns from."""
+    rows = None
+    if config.few_shot is not None:
+        rows = few_shot_rows(corpus, config.train_split, config.few_shot, config.seed)
+    return FrameSamples(
         corpus,
         config.train_split,
         image_size=config.model.image_size,
         seed=config.seed,
         augmentation=config.augmentation,
+        rows=rows,
+        window=config.shuffle_shards,
     )
-    steps = config.total_steps(len(samples))
-    learner = build_learner(config, classes=len(samples.classes))
-    with _newest_checkpoint() as folder:
-        progress = Progress(digest=settings["digest"])
-        if folder is not None:
-            progress = checkpoint.read_progress(folder)
-            saved.load_weights(learner.save, folder)
-        elif config.parent is not None:
-            checkpoint.load_weights(learner.save, config.parent)
-        engine = _start_engine(config, learner, device)
-        if folder is not None:
-            checkpoint.restore(folder, engine, learner)
-    if rank == 0:
-        post(board, _start_line(config, learner, len(samples), steps, progress, world, device))
-
-    history = list(progress.history)
-    done_before, seconds_before = progress.step, progress.training_seconds
-    pending: list[Tensor] = []
-    names: list[str] = []
-    started = time.monotonic()
-    validating = 0.0
-    loader = batches(
-        samples, batch=config.batch, first=done_before, last=steps, rank=rank, world=world
-    )
-    for step, batch in enumerate(loader, start=done_before):
-        rate = config.optimizer.rate(step, steps)
-        set_learning_rate(engine.optimizer, rate)
-        loss, parts = engine(batch.to(device))
-        # DeepSpeed averages over ranks; shares of a batch may differ by one sample.
-        engine.backward(loss * (len(batch) * world / config.batch))
-        engine.step()
-        names = list(parts)
-        pending.append(torch.stack([part.float() for part in parts.values()]))
-        done = step + 1
-        if done % config.log_every == 0 or done == steps:
-            means = _mean_over_ranks(torch.stack(pending).mean(0))
-            pending.clear()
-            seconds = seconds_before + time.monotonic() - started - validating
-            point = {"step": float(done), **dict(zip(names, means, strict=True))}
-            point |= {
-                "learning_rate": rate,
-                "grad_norm": float(engine.get_global_grad_norm() or 0.0),
-                "samples_per_second": done * config.batch / seconds,
-            }
-            if not np.isfinite(point["loss"]):
-                raise ValueError(
-                    f"the loss is {point['loss']} at step {done}: lower optimizer.learning_rate "
-                    "or raise optimizer.warmup_steps"
-                )
-            history.append(point)
-            if rank == 0:
-                pace = (seconds - seconds_before) / (done - done_before)
-                post(board, _step_line(config, point, steps, (steps - done) * pace))
-                post(board, point)
-        if done % config.validate_every == 0 or done == steps:
-            before = time.monotonic()
-            m_j = validate(learner.save, corpus, config, rank=rank, world=world, device=device)
-            point = {"step": float(done), "val_m_j": m_j}
-            history.append(point)
-            progress = Progress(
-                step=done,
-                digest=settings["digest"],
-                m_j=m_j,
-                training_seconds=seconds_before + before - started - validating,
-                history=history,
-            )
-            if rank == 0:
-                post(board, f"{config.stage}: step {done} of {steps}, val M_J {m_j:.4f}")
-                post(board, point)
-            _report(engine, learner, progress, rank=rank)
-            validating += time.monotonic() - before
 
 
 def build_learner(config: TrainConfig, *, classes: int) -> Learner:
@@ -145,8 +97,8 @@ def build_learner(config: TrainConfig, *, classes: int) -> Learner:
     save = build_save(
         model.name,
         image_size=model.image_size,
-        sam_checkpoint=checkpoint.local_file(model.sam_checkpoint),
-        vggish_checkpoint=checkpoint.local_file(model.vggish_checkpoint),
+        sam_checkpoint=models.local_file(model.sam_checkpoint),
+        vggish_checkpoint=models.local_file(model.vggish_checkpoint),
         adapter_init=model.adapter_init,
         spatial=model.spatial,
         audio_adapter=model.audio_adapter,
@@ -154,154 +106,220 @@ def build_learner(config: TrainConfig, *, classes: int) -> Learner:
     return Learner(save, classes=classes, class_weight=config.class_weight)
 
 
-@contextmanager
-def _newest_checkpoint() -> Iterator[Path | None]:
-    newest = ray.train.get_checkpoint()
-    if newest is None:
-        yield None
-    else:
-        with newest.as_directory() as folder:
-            yield Path(folder)
+class _Run:
+    """A worker's part in a stage, from its newest checkpoint to its end."""
 
+    def __init__(self, settings: dict[str, Any], board: Board) -> None:
+        self.config: TrainConfig = settings["config"]
+        self.board = board
+        context = ray.train.get_context()
+        self.rank, self.world = context.get_world_rank(), context.get_world_size()
+        self.device = ray.train.torch.get_device()
+        self.corpus = Corpus.open(self.config.corpus)
+        self.samples = training_samples(self.config, self.corpus)
+        self.steps = self.config.total_steps(len(self.samples))
+        self.store = CheckpointStore(settings["checkpoints"], keep=self.config.keep, say=board.post)
+        self.learner = build_learner(self.config, classes=len(self.samples.classes))
+        self.progress = Progress(digest=settings["digest"])
+        self.engine, self.mean = self._start()
+        peak = matrix_peak(self.device, self.config.precision)
+        self.accounts = Accounts(self.device, batch=self.config.batch, peak=peak)
+        self.seconds_before = self.progress.training_seconds
+        self.history = list(self.progress.history)
+        self.norm: Tensor | float = 0.0
+        self.noticed = False
 
-def _start_engine(config: TrainConfig, learner: Learner, device: torch.device) -> Any:
-    deepspeed = _import_deepspeed(device)
-    learner.to(device)
-    settings = {
-        # DeepSpeed only multiplies this by the ranks, for its own log: shares may be unequal.
-        "train_micro_batch_size_per_gpu": max(
-            config.batch // torch.distributed.get_world_size(), 1
-        ),
-        "zero_optimization": {
-            "stage": config.workers.zero_stage,
-            # Elements, not bytes; the default would reserve 2 GB a buffer.
-            "reduce_bucket_size": 50_000_000,
-            # Gloo has no reduce-scatter: DeepSpeed would make one of many small reductions.
-            "reduce_scatter": device.type != "cpu",
-        },
-        "gradient_clipping": config.optimizer.clip_norm,
-        "bf16": {"enabled": config.precision == "bf16"},
-        "steps_per_print": sys.maxsize,
-    }
-    parameters = [parameter for _, parameter in learner.trainable()]
-    engine, *_ = deepspeed.initialize(
-        model=learner,
-        model_parameters=parameters,
-        optimizer=config.optimizer.build(parameters),
-        config=settings,
-        dist_init_required=False,
-    )
-    engine.train()
-    return engine
+    def _start(self) -> tuple[Any, RunningMean | None]:
+        """The engine and the running mean, from the newest checkpoint or from the parent."""
+        config, learner = self.config, self.learner
+        with tempfile.TemporaryDirectory(prefix="save-checkpoint-") as name:
+            folder = Path(name)
+            found = self._fetch_newest(folder)
+            if found:
+                self.progress = checkpoint.read_progress(folder)
+                saved.load_weights(learner.save, folder)
+            elif config.parent is not None:
+                models.load_weights(learner.save, config.parent)
+            engine = start_engine(config, learner, self.device)
+            start = checkpoint.restore(folder, engine, learner) if found else None
+        if config.ema is None:
+            return engine, None
+        return engine, RunningMean(learner, decay=config.ema, start=start)
 
+    def _fetch_newest(self, folder: Path) -> bool:
+        """Rank 0 finds the newest sound checkpoint, so that all ranks take the same."""
+        step = torch.tensor(-1, device=self.device)
+        if self.rank == 0:
+            found = self.store.fetch_newest(folder)
+            step.fill_(-1 if found is None else found)
+        torch.distributed.broadcast(step, src=0)
+        if self.rank != 0 and step >= 0:
+            self.store.fetch_step(int(step), folder)
+        return bool(step >= 0)
 
-def _import_deepspeed(device: torch.device) -> Any:
-    """DeepSpeed, without what it would import and compile for purposes that are not ours."""
-    if device.type == "cpu":
-        # A machine may have a GPU that this stage was not given.
-        os.environ["DS_ACCELERATOR"] = "cpu"
-    # Its autotuner imports MLflow if it can, which takes seconds in every worker.
-    hidden = {} if "mlflow" in sys.modules else {"mlflow": None}
-    sys.modules.update(hidden)  # type: ignore[arg-type]
-    try:
-        import deepspeed
-        import deepspeed.ops
-    finally:
-        for name in hidden:
-            sys.modules.pop(name, None)
-    # Its shared-memory all-reduce serves inference alone, yet is compiled when training starts; a
-    # process killed meanwhile leaves a lock on which every later start waits.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
-    return deepspeed
+    def go(self) -> None:
+        """Train from where the run stands to the end of the stage."""
+        config, first = self.config, self.progress.step
+        if self.rank == 0:
+            self.board.post(Started(self._start_text(), first, self.steps))
+        loader = batches(
+            self.samples,
+            batch=config.batch,
+            first=first,
+            last=self.steps,
+            rank=self.rank,
+            world=self.world,
+            workers=config.workers.decoders,
+        )
+        pending: list[dict[str, Tensor]] = []
+        for step, batch in enumerate(self.accounts.waiting_for(loader), start=first):
+            if config.patience is not None and self.progress.without_better >= config.patience:
+                self._say(f"no better M_J in {config.patience} validations: ended at step {step}")
+                break
+            done = step + 1
+            with self._profile(done), self.accounts.counted():
+                pending.append(self._step(step, batch.to(self.device)))
+            validating, saving = self._is_due(done)
+            if done % config.log_every == 0 or saving:
+                self._log(done, pending)
+                pending = []
+                saving = self._is_noticed() or saving
+            if validating:
+                self._validate(done)
+            elif saving:
+                self._save(done)
+        self.store.wait()
 
+    def _is_due(self, done: int) -> tuple[bool, bool]:
+        """Whether to validate after so many steps, and whether to write a checkpoint."""
+        config, last = self.config, done == self.steps
+        every = config.validate_every or config.steps_per_epoch(len(self.samples))
+        validating = last or done % every == 0
+        between = config.checkpoint_every
+        return validating, validating or (between is not None and done % between == 0)
 
-def _mean_over_ranks(values: Tensor) -> list[float]:
-    total = values.detach().clone()
-    torch.distributed.all_reduce(total)
-    return [float(v) for v in total / torch.distributed.get_world_size()]
+    def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
+        """One optimisation step; of each part of the loss this rank's share of the mean."""
+        # Whatever is drawn is drawn anew after a resume.
+        torch.manual_seed(self.config.seed * 1_000_003 + step)
+        set_learning_rate(self.engine.optimizer, self.config.optimizer.rate(step, self.steps))
+        told: dict[str, Tensor] = {}
+        parts = split_batch(batch, self.config.accumulate)
+        for part in parts:
+            loss, values = self.engine(part)
+            share = len(part) / self.config.batch
+            # DeepSpeed takes the mean over ranks and parts, which may differ by one sample.
+            self.engine.backward(loss * (share * self.world * len(parts)))
+            self.norm = take_step(self.engine, self.learner)
+            for name, value in values.items():
+                told[name] = told.get(name, 0.0) + value.float() * share
+        if self.mean is not None:
+            self.mean.update(step + 1)
+        return told
 
-
-@torch.no_grad()
-def validate(
-    save: SAVE, corpus: Corpus, config: TrainConfig, *, rank: int, world: int, device: torch.device
-) -> float:
-    """M_J over the whole val split, each rank scoring its share; all ranks must call this.
-
-    The score is taken at the size of the true masks, to which the logits are resized bilinearly.
-    """
-    was_training = save.training
-    save.eval()
-    total = torch.zeros(2, dtype=torch.float64)
-    waiting: list[Clip] = []
-    rows = range(rank, len(corpus.table(config.val_split)), world)
-    for row in rows:
-        waiting.append(load_clip(corpus, config.val_split, row, config.model.image_size))
-        if sum(len(clip.masks) for clip in waiting) >= _VALIDATION_FRAMES or row == rows[-1]:
-            total += _score(save, waiting, device)
-            waiting = []
-    save.train(was_training)
-    total = total.to(device)
-    torch.distributed.all_reduce(total)
-    score, frames = (float(value) for value in total)
-    return score / frames if frames else 0.0
-
-
-def _score(save: SAVE, clips: list[Clip], device: torch.device) -> Tensor:
-    """Sum of the Jaccard index and number of annotated frames."""
-    images_B3SS = torch.cat([clip.images_T3SS for clip in clips]).to(device)
-    log_mel_B1MF = torch.cat([clip.log_mel_T1MF for clip in clips]).to(device)
-    logits_B1SS = save(images_B3SS, log_mel_B1MF).float().cpu()
-    masks = [mask for clip in clips for mask in clip.masks]
-    scores = []
-    for logits_1SS, mask_HW in zip(logits_B1SS, masks, strict=True):
-        if mask_HW is not None:
-            logits_11HW = F.interpolate(
-                logits_1SS[None], mask_HW.shape, mode="bilinear", align_corners=False
+    def _log(self, done: int, pending: list[dict[str, Tensor]]) -> None:
+        """A point of the curves, of the mean over the steps since the last one."""
+        names = list(pending[0])
+        values = torch.stack([torch.stack([told[name] for name in names]) for told in pending])
+        means = values.mean(0)
+        torch.distributed.all_reduce(means)
+        point = {"step": float(done), **dict(zip(names, means.tolist(), strict=True))}
+        point["learning_rate"] = self.config.optimizer.rate(done - 1, self.steps)
+        point["grad_norm"] = float(self.norm)
+        if scale := checkpoint.optimizer_state(self.engine)[1]:
+            point["loss_scale"] = scale["cur_scale"]
+        if not np.isfinite(point["loss"]):
+            raise _Hopeless(
+                f"the loss is {point['loss']} at step {done}: lower optimizer.learning_rate or "
+                "raise optimizer.warmup_steps; the newest checkpoint is from before"
             )
-            scores.append(float(jaccard(logits_11HW[0], torch.from_numpy(mask_HW)[None])[0]))
-    return torch.tensor([sum(scores), len(scores)], dtype=torch.float64)
+        pace = self.accounts.take(len(pending))
+        point |= pace
+        self.history.append(point)
+        if self.rank == 0:
+            left = (self.steps - done) * self.config.batch / pace["samples_per_second"]
+            self.board.post({**point, SECONDS_LEFT: left})
 
+    def _is_noticed(self) -> bool:
+        """Whether a node is about to be taken away, the first time that this is known."""
+        # All ranks ask, and Ray gives all of them the same answer.
+        notice = ray.train.get_preemption_info()
+        if notice is None or self.noticed:
+            return False
+        self.noticed = True
+        self._say(f"the nodes {', '.join(notice.preempted_node_ids)} will be taken away")
+        return True
 
-def _report(engine: Any, learner: Learner, progress: Progress, *, rank: int) -> None:
-    gathered = checkpoint.gather(engine, learner)
-    metrics = {"step": progress.step, "val_m_j": progress.m_j}
-    if rank != 0:
-        ray.train.report(metrics)
-        return
-    with tempfile.TemporaryDirectory(prefix="save-checkpoint-") as folder:
-        checkpoint.write(
-            Path(folder),
-            learner=learner,
-            gathered=gathered,
-            progress=progress,
+    def _validate(self, done: int) -> None:
+        config, best = self.config, self.progress.best_m_j
+        folder = f"overlays/step-{done:08d}"
+        with self.accounts.paused():
+            with self.mean.in_place() if self.mean is not None else nullcontext():
+                scores = validate(
+                    self.learner.save,
+                    self.corpus,
+                    config.val_split,
+                    overlays=config.overlays,
+                    show=lambda key, jpeg: self.board.post(File(f"{folder}/{key}.jpg", jpeg)),
+                )
+            point = {"step": float(done), "val_m_j": scores.m_j, "val_m_f": scores.m_f}
+            self.history.append(point)
+            if self.rank == 0:
+                self.board.post(point)
+            if best is None or scores.m_j > best:
+                self.progress = replace(
+                    self.progress, best_m_j=scores.m_j, best_step=done, without_better=0
+                )
+            else:
+                since = self.progress.without_better + 1
+                self.progress = replace(self.progress, without_better=since)
+            self._save(done, scores.m_j)
+
+    def _save(self, done: int, m_j: float | None = None) -> None:
+        gathered = checkpoint.gather(self.engine, self.learner)
+        steps, scale = checkpoint.optimizer_state(self.engine)
+        self.progress = replace(
+            self.progress,
+            step=done,
+            training_seconds=self.seconds_before + self.accounts.spent(),
+            optimizer_steps=steps,
+            loss_scale=scale,
+            history=self.history,
         )
-        ray.train.report(
-            metrics,
-            checkpoint=ray.train.Checkpoint.from_directory(folder),
-            checkpoint_dir_name=f"step-{progress.step:08d}",
+        with checkpoint.whole(self.learner):
+            if self.rank == 0:
+                folder = local_folder()
+                checkpoint.write(
+                    folder,
+                    learner=self.learner,
+                    gathered=gathered,
+                    mean=None if self.mean is None else self.mean.on_cpu(),
+                    progress=self.progress,
+                )
+                self.store.save(folder, done, m_j)
+        if self.noticed:
+            self.store.wait()
+
+    def _profile(self, done: int) -> AbstractContextManager[None]:
+        if self.rank != 0 or done not in self.config.profile:
+            return nullcontext()
+        name = f"profile/step-{done:08d}.json.gz"
+        return profiled(self.device, lambda trace: self.board.post(File(name, trace)))
+
+    def _say(self, text: str) -> None:
+        if self.rank == 0:
+            self.board.post(text)
+
+    def _start_text(self) -> str:
+        config, step = self.config, self.progress.step
+        trained = sum(_size(parameter) for _, parameter in self.learner.trainable()) / 1e6
+        return (
+            f"{f'resuming after step {step}' if step else 'starting'}, {self.steps} steps of "
+            f"{config.batch} of {len(self.samples)} samples; {config.model.name}, {trained:.2f} M "
+            f"parameters trained, {self.world} workers on {self.device.type}"
         )
 
 
-def _start_line(
-    config: TrainConfig,
-    learner: Learner,
-    samples: int,
-    steps: int,
-    progress: Progress,
-    world: int,
-    device: torch.device,
-) -> str:
-    trained = sum(parameter.numel() for _, parameter in learner.trainable()) / 1e6
-    done = f"resuming after step {progress.step}" if progress.step else "starting"
-    return (
-        f"{config.stage}: {done}, {steps} steps of {config.batch} of {samples} samples; "
-        f"{config.model.name}, {trained:.2f} M parameters trained, {world} workers on {device.type}"
-    )
-
-
-def _step_line(config: TrainConfig, point: Point, steps: int, left: float) -> str:
-    return (
-        f"{config.stage}: step {point['step']:.0f} of {steps}, loss {point['loss']:.4f}, "
-        f"{point['samples_per_second']:.1f} samples/s, {left // 60:.0f}:{left % 60:02.0f} left"
-    )
+def _size(parameter: Any) -> int:
+    """Numbers in a parameter, all of them where ZeRO 3 has split it."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))

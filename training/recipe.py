@@ -9,6 +9,20 @@ from typing import Any, Literal
 from training.augmentation import Augmentation
 from training.step import OptimizerConfig
 
+_OR_NONE = ("validate_every", "patience", "checkpoint_every", "shuffle_shards")
+_HOW_IT_IS_RUN = (
+    "corpus",
+    "output",
+    "accumulate",
+    "checkpoint_every",
+    "log_every",
+    "keep",
+    "overlays",
+    "profile",
+    "workers",
+    "tracking",
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class ModelConfig:
@@ -36,12 +50,22 @@ class WorkersConfig:
 
     count: int = 2
     """Workers, each a process with a GPU or some CPUs of its own."""
+    min_count: int | None = None
+    """Fewest workers to go on with while there is no room for ``count``; workers may then come and
+    go, and each change resumes at the newest checkpoint. None always waits for ``count``."""
     cpus: int = 1
     """CPUs of each worker."""
     use_gpu: bool = False
     """Give each worker a GPU (NCCL) instead of CPUs alone (gloo)."""
-    zero_stage: Literal[0, 1, 2] = 1
+    zero_stage: Literal[0, 1, 2, 3] = 1
     """DeepSpeed's ZeRO stage: what is split over the workers."""
+    decoders: int = 0
+    """Processes of each worker that decode samples; 0 decodes on a thread of the worker."""
+    activation_checkpointing: bool = False
+    """Compute the image encoder's blocks again in the backward pass instead of keeping what they
+    computed: less memory, more time."""
+    compile: bool = False
+    """Compile the model with ``torch.compile``."""
     max_failures: int = 3
     """Worker failures after which the stage gives up; each resumes at the newest checkpoint."""
 
@@ -63,17 +87,26 @@ class TrainConfig:
     """Decides initial weights, order of samples and augmentation."""
     train_split: str = "train"
     """Split to learn from; every frame with a mask is a sample."""
+    few_shot: float | None = None
+    """Learn from this share of the training clips alone, drawn by ``seed`` from each class alike;
+    none learns from all of them."""
+    shuffle_shards: int | None = None
+    """Shards within which samples are shuffled, so that a corpus on object storage is read shard by
+    shard; none shuffles all of them together."""
     val_split: str = "val"
     """Split whose M_J decides which checkpoint is best."""
     model: ModelConfig = field(default_factory=ModelConfig)
     """The model."""
     batch: int = 16
     """Samples in a step, over all workers."""
+    accumulate: int = 1
+    """Parts in which a worker computes its share of a step, one after the other, to need less
+    memory."""
     steps: int | None = None
     """Steps to train; give this or ``epochs``."""
     epochs: float | None = None
     """Passes over the training samples; give this or ``steps``."""
-    precision: Literal["fp32", "bf16"] = "fp32"
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of forward and backward; the optimizer always keeps fp32."""
     class_weight: float = 0.0
     """Weight of the two class losses, on a corpus with object masks; 0 trains without them."""
@@ -81,12 +114,24 @@ class TrainConfig:
     """AdamW and its schedule."""
     augmentation: Augmentation | None = field(default_factory=Augmentation)
     """Seeded changes of the training samples, or none."""
-    validate_every: int = 500
-    """Steps between two validations, each with a checkpoint; the last step always has one."""
+    ema: float | None = None
+    """Decay of a running mean of the weights, such as 0.999, which is then what is validated and
+    saved as the model; none validates and saves the weights themselves."""
+    validate_every: int | None = None
+    """Steps between two validations, each with a checkpoint; none validates after each epoch. The
+    last step always has one."""
+    patience: int | None = None
+    """Validations without a better M_J after which the stage ends early; none trains to the end."""
+    checkpoint_every: int | None = None
+    """Steps between two checkpoints to resume from, beside those of the validations."""
     log_every: int = 20
     """Steps between two points of the curves."""
     keep: int = 1
     """Best checkpoints to keep beside the newest one."""
+    overlays: int = 4
+    """Clips of the val split whose masks are drawn at each validation."""
+    profile: tuple[int, ...] = ()
+    """Steps of which rank 0 writes a profile, for chrome://tracing or ui.perfetto.dev."""
     workers: WorkersConfig = field(default_factory=WorkersConfig)
     """How the stage is run."""
     tracking: str | None = None
@@ -102,14 +147,35 @@ class TrainConfig:
             )
         if (self.steps or self.epochs or 0) <= 0:
             raise ValueError(f"there is nothing to train in {self.steps or self.epochs} steps")
-        for name in ("batch", "validate_every", "log_every", "keep"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} must be at least 1, got {getattr(self, name)}")
-        if not 1 <= self.workers.count <= self.batch:
+        for name in ("batch", "accumulate", "log_every", "keep", *_OR_NONE):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"{name} must be at least 1, got {value}")
+        workers, share = self.workers, self.batch // self.accumulate
+        if not 1 <= workers.count <= share:
             raise ValueError(
-                f"workers.count must lie between 1 and the batch of {self.batch}, "
-                f"got {self.workers.count}"
+                f"workers.count must lie between 1 and {share}, the batch of {self.batch} over "
+                f"accumulate {self.accumulate}: got {workers.count}"
             )
+        if workers.min_count is not None and not 1 <= workers.min_count <= workers.count:
+            raise ValueError(
+                f"workers.min_count must lie between 1 and the workers.count of {workers.count}, "
+                f"got {workers.min_count}"
+            )
+        if self.few_shot is not None and not 0 < self.few_shot <= 1:
+            raise ValueError(f"few_shot is a share above 0 and up to 1, got {self.few_shot}")
+        if self.ema is not None and not 0 < self.ema < 1:
+            raise ValueError(f"ema is a decay between 0 and 1, got {self.ema}")
+        if self.ema is not None and workers.zero_stage == 3:
+            raise ValueError(
+                "ema needs the whole weights on each worker: give workers.zero_stage 0, 1 or 2"
+            )
+        if min(self.profile, default=1) < 1:
+            raise ValueError(f"profile names steps from 1 on, got {min(self.profile)}")
+
+    def steps_per_epoch(self, samples: int) -> int:
+        """Steps that see a split of ``samples`` training samples once."""
+        return math.ceil(samples / self.batch)
 
     def total_steps(self, samples: int) -> int:
         """Steps of the stage on a split of ``samples`` training samples."""
@@ -121,6 +187,6 @@ class TrainConfig:
     def what_is_learned(self) -> dict[str, Any]:
         """The configuration without what only says how and where the stage is run."""
         told = asdict(self)
-        for name in ("corpus", "output", "log_every", "keep", "workers", "tracking"):
+        for name in _HOW_IT_IS_RUN:
             del told[name]
         return told

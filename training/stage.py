@@ -5,20 +5,21 @@ from __future__ import annotations
 import json
 import logging
 import os
-import tempfile
 import time
 from collections.abc import Callable
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
-from infra import cluster, storage
-from infra.config import canonical_json, digest, to_dict
+from infra import cluster, lease, storage
+from infra.config import JobFailed, canonical_json, digest, to_dict
 from infra.corpus import Corpus
 from model.save import SIZES
-from training import checkpoint
+from training import checkpoint, checkpoint_store, models
+from training.checkpoint import Progress
+from training.checkpoint_store import CheckpointStore
 from training.data import FrameSamples
 from training.recipe import TrainConfig
+from training.reporting import Report, reporting
 
 logger = logging.getLogger("training")
 
@@ -26,6 +27,7 @@ Point = dict[str, float]
 
 SUMMARY = "summary.json"
 CONFIG = "config.json"
+CHECKPOINTS = "checkpoints"
 
 
 def run_stage(
@@ -41,66 +43,55 @@ def run_stage(
             ``step``. A stage that was finished before has none to give but those in ``history``.
 
     Returns:
-        ``stage``, ``corpus``, ``corpus_sha256``, ``steps``, ``seconds`` (of this call),
+        ``stage``, ``corpus``, ``corpus_sha256``, ``parent``, ``steps``, ``seconds`` (of this call),
         ``training_seconds`` (spent in steps, over all attempts), ``samples_per_second``,
-        ``val_m_j``, ``best_step``, ``checkpoint`` (URI of the best one), ``history``.
+        ``val_m_j``, ``val_m_f`` and ``best_step`` (of the best checkpoint), ``checkpoint`` (its
+        URI), ``run_id`` (in MLflow, or None), ``history``.
 
     Raises:
         FileNotFoundError, ValueError: the corpus, its splits, the parent or the configuration are
             not fit, or the folder holds another run.
+        JobFailed: training stopped, and why.
     """
     started = time.monotonic()
-    config = _absolute(config)
-    corpus = _check(config)
     folder = storage.join(config.output, config.stage)
+    told, config = config, _absolute(config, folder)
+    corpus = _check(config)
     learned = digest({**config.what_is_learned(), "corpus_sha256": corpus.sha256})
     summary = _finished(folder, learned)
     if summary is None:
-        document = {"digest": learned, "config": to_dict(config)}
-        storage.write_bytes(storage.join(folder, CONFIG), canonical_json(document))
-        result = _fit(config, learned, on_metrics or (lambda point: None))
-        summary = _summary(config, corpus, folder, result)
-        document = {"digest": learned, "summary": summary}
-        storage.write_bytes(storage.join(folder, SUMMARY), canonical_json(document))
+        with lease.hold(folder, owner=cluster.job_name("training")):
+            document = {"digest": learned, "parent": told.parent, "config": to_dict(config)}
+            storage.write_bytes(storage.join(folder, CONFIG), canonical_json(document))
+            with reporting(told, corpus, folder, config.tracking) as report:
+                summary = _fit(config, corpus, folder, learned, report, on_metrics)
+                document = {"digest": learned, "summary": summary}
+                storage.write_bytes(storage.join(folder, SUMMARY), canonical_json(document))
+                report.finish(summary)
     else:
         logger.info("%s: already trained, see %s", config.stage, folder)
-    return {**summary, "seconds": round(time.monotonic() - started, 2)}
+        with reporting(told, corpus, folder, config.tracking) as report:
+            report.finish(summary)
+    seconds = round(time.monotonic() - started, 2)
+    return {**summary, "run_id": report.run_id, "seconds": seconds}
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
     """Train one stage on Ray: a recipe, a corpus, and perhaps a parent to start from."""
     tracking = config.tracking or os.environ.get("MLFLOW_TRACKING_URI")
-    summary = _tracked(config, tracking) if tracking else run_stage(config)
+    summary = run_stage(replace(config, tracking=tracking))
     del summary["history"]
     return summary
 
 
-def _tracked(config: TrainConfig, tracking: str) -> dict[str, Any]:
-    """``run_stage`` with a run in MLflow, which is written here in the driver alone."""
-    from infra.tracking import Tracker
-
-    with Tracker(tracking).run(config.stage) as run:
-        run.log_config(to_dict(config))
-        run.log_corpus(Corpus.open(config.corpus), name=config.stage, context="train")
-        summary = run_stage(
-            config,
-            on_metrics=lambda point: run.log_curves([(int(point["step"]), point)]),
-        )
-        run.log_scores({"best": {"val_m_j": summary["val_m_j"], "step": summary["best_step"]}})
-        with tempfile.TemporaryDirectory(prefix="save-model-") as folder:
-            checkpoint.copy_model(summary["checkpoint"], Path(folder))
-            run.log_model(Path(folder))
-        return {**summary, "run_id": run.id}
-
-
-def _absolute(config: TrainConfig) -> TrainConfig:
+def _absolute(config: TrainConfig, folder: str) -> TrainConfig:
     """Workers run in other folders, and the registry is asked here once."""
     model = config.model
     return replace(
         config,
         corpus=storage.normalise(config.corpus),
         output=storage.normalise(config.output),
-        parent=None if config.parent is None else checkpoint.resolve(config.parent),
+        parent=None if config.parent is None else _parent(config, folder),
         model=replace(
             model,
             sam_checkpoint=model.sam_checkpoint and storage.normalise(model.sam_checkpoint),
@@ -108,6 +99,17 @@ def _absolute(config: TrainConfig) -> TrainConfig:
             and storage.normalise(model.vggish_checkpoint),
         ),
     )
+
+
+def _parent(config: TrainConfig, folder: str) -> str:
+    """The parent's folder; an alias means what it meant when the stage was begun."""
+    assert config.parent is not None
+    begun = storage.join(folder, CONFIG)
+    if storage.exists(begun):
+        document = json.loads(storage.read_bytes(begun))
+        if document["parent"] == config.parent:
+            return str(document["config"]["parent"])
+    return models.resolve(config.parent, config.tracking)
 
 
 def _check(config: TrainConfig) -> Corpus:
@@ -123,8 +125,12 @@ def _check(config: TrainConfig) -> Corpus:
     for name in ("sam_checkpoint", "vggish_checkpoint"):
         if SIZES[model.name].pretrained and getattr(model, name) is None:
             raise ValueError(f"{model.name} is built on published weights: give model.{name}")
+    if config.precision == "fp16" and not config.workers.use_gpu:
+        raise ValueError(
+            "precision fp16 needs GPUs: set workers.use_gpu, or give precision fp32 or bf16"
+        )
     if config.parent is not None:
-        checkpoint.check_model(config.parent, model.name, model.image_size)
+        models.check_model(config.parent, model.name, model.image_size)
     return corpus
 
 
@@ -146,51 +152,87 @@ def _finished(folder: str, learned: str) -> dict[str, Any] | None:
     return None
 
 
-def _fit(config: TrainConfig, learned: str, on_point: Callable[[Point], None]) -> Any:
+def _fit(
+    config: TrainConfig,
+    corpus: Corpus,
+    folder: str,
+    learned: str,
+    report: Report,
+    on_metrics: Callable[[Point], None] | None,
+) -> dict[str, Any]:
+    """Train, and sum up what came out."""
     cluster.connect()
-    from ray.train import CheckpointConfig, FailureConfig, RunConfig, ScalingConfig
+    from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from training import loop, progress
 
+    def on_point(point: Point) -> None:
+        report.point(point)
+        if on_metrics is not None:
+            on_metrics(point)
+
     workers = config.workers
     path, filesystem = storage.for_arrow(config.output)
-    if not storage.normalise(config.output).startswith("s3://"):
+    if not config.output.startswith("s3://"):
         filesystem = None
     run = RunConfig(
         name=config.stage,
         storage_path=path,
         storage_filesystem=filesystem,
         failure_config=FailureConfig(max_failures=workers.max_failures),
-        checkpoint_config=CheckpointConfig(
-            num_to_keep=config.keep, checkpoint_score_attribute="val_m_j"
-        ),
         logging_config=LoggingConfig(log_level="WARNING"),
     )
+    fewest = workers.count if workers.min_count is None else workers.min_count
     scaling = ScalingConfig(
-        num_workers=workers.count,
+        num_workers=workers.count if fewest == workers.count else (fewest, workers.count),
         use_gpu=workers.use_gpu,
         resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})},
     )
+    store = CheckpointStore(storage.join(folder, CHECKPOINTS), keep=config.keep)
+    # Should the tracking server have missed some of an earlier attempt; it knows what it has.
+    for point in _newest(store).history:
+        report.point(point)
     logger.info("%s: starting %d workers", config.stage, workers.count)
-    with progress.follow(on_point) as board:
-        return TorchTrainer(
-            loop.train,
-            train_loop_config={"config": config, "digest": learned, "board": board},
-            torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
-            scaling_config=scaling,
-            run_config=run,
-        ).fit()
+    with progress.follow(config.stage, on_point=on_point, on_file=report.file) as board:
+        settings = {
+            "config": config,
+            "digest": learned,
+            "checkpoints": store.uri,
+            "board": board,
+        }
+        try:
+            TorchTrainer(
+                loop.train,
+                train_loop_config=settings,
+                torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+                scaling_config=scaling,
+                run_config=run,
+            ).fit()
+        except TrainingFailedError as error:
+            reason = board.given_up() or (
+                f"the workers failed more than {workers.max_failures} times, at last by "
+                f"{_last_line(error)}; run it again to go on at the newest checkpoint"
+            )
+            raise JobFailed(f"{config.stage} stopped: {reason}") from error
+        if reason := board.given_up():
+            raise JobFailed(f"{config.stage} stopped: {reason}")
+    return _summary(config, corpus, store)
 
 
-def _summary(config: TrainConfig, corpus: Corpus, folder: str, result: Any) -> dict[str, Any]:
-    best, metrics = max(
-        result.best_checkpoints, key=lambda pair: (pair[1]["val_m_j"], pair[1]["step"])
-    )
+def _last_line(error: BaseException) -> str:
+    """What a worker's failure says in the end; above it stands where."""
+    return str(error).strip().splitlines()[-1].strip()
+
+
+def _summary(config: TrainConfig, corpus: Corpus, store: CheckpointStore) -> dict[str, Any]:
+    found = checkpoint_store.best(store.committed())
     # The newest checkpoint knows the whole story; it need not be among the best.
-    with result.checkpoint.as_directory() as local:
-        progress = checkpoint.read_progress(Path(local))
+    progress = _newest(store)
+    validated = {int(p["step"]): p for p in progress.history if "val_m_j" in p}
+    scores = validated[found.step]
     return {
         "stage": config.stage,
         "corpus": corpus.uri,
@@ -199,8 +241,17 @@ def _summary(config: TrainConfig, corpus: Corpus, folder: str, result: Any) -> d
         "steps": progress.step,
         "training_seconds": round(progress.training_seconds, 2),
         "samples_per_second": round(progress.step * config.batch / progress.training_seconds, 2),
-        "val_m_j": metrics["val_m_j"],
-        "best_step": metrics["step"],
-        "checkpoint": storage.join(folder, best.path.rstrip("/").rsplit("/", 1)[-1]),
+        "val_m_j": scores["val_m_j"],
+        "val_m_f": scores["val_m_f"],
+        "best_step": found.step,
+        "checkpoint": store.folder(found.step),
         "history": progress.history,
     }
+
+
+def _newest(store: CheckpointStore) -> Progress:
+    made = store.committed()
+    if not made:
+        return Progress()
+    state = storage.join(store.folder(made[0].step), checkpoint.STATE)
+    return checkpoint.parse_progress(storage.read_bytes(state))

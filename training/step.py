@@ -9,8 +9,9 @@ Shapes: B samples, S side of the input.
 
 from __future__ import annotations
 
+import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 from torch import Tensor, nn
@@ -94,15 +95,40 @@ def set_learning_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def split_batch(batch: Batch, parts: int) -> list[Batch]:
+    """A batch in parts of nearly equal size, none of them empty."""
+    size = len(batch)
+    ends = [size * number // parts for number in range(parts + 1)]
+    values = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    return [
+        Batch(**{name: value[first:last] for name, value in values.items()})
+        for first, last in itertools.pairwise(ends)
+        if first < last
+    ]
+
+
 def train_step(
-    learner: Learner, optimizer: torch.optim.Optimizer, batch: Batch, *, clip_norm: float
+    learner: Learner,
+    optimizer: torch.optim.Optimizer,
+    batch: Batch,
+    *,
+    clip_norm: float,
+    accumulate: int = 1,
 ) -> dict[str, Tensor]:
-    """Forward, backward and update; returns the parts of the loss and ``grad_norm``."""
+    """Forward, backward and update; returns the parts of the loss and ``grad_norm``.
+
+    Args:
+        accumulate: parts in which the batch is computed one after the other, to the same end.
+    """
     optimizer.zero_grad(set_to_none=True)
-    loss, parts = learner(batch)
-    loss.backward()
+    told: dict[str, Tensor] = {}
+    for part in split_batch(batch, accumulate):
+        loss, parts = learner(part)
+        share = len(part) / len(batch)
+        (loss * share).backward()
+        told = {name: told.get(name, 0.0) + value * share for name, value in parts.items()}
     norm = nn.utils.clip_grad_norm_(
         [p for _, p in learner.trainable()], clip_norm if clip_norm > 0 else math.inf
     )
     optimizer.step()
-    return {**parts, "grad_norm": norm}
+    return {**told, "grad_norm": norm}

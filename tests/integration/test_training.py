@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import subprocess
 import sys
-import threading
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from infra import cluster
 from tests.made_corpus import write_made_corpus
-from training import checkpoint
+from training import models
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig
 from training.stage import run_stage
 from training.step import OptimizerConfig
@@ -63,21 +59,6 @@ def undisturbed(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     return run_stage(stage(folder, "undisturbed"), on_metrics=points.append), points
 
 
-def kill_a_worker(run: Path, killed: list[int]) -> None:
-    """SIGKILL one training worker of ours as soon as the first checkpoint stands."""
-    commits = run / "checkpoint_manager_snapshot.json"
-    deadline = time.monotonic() + 300
-    while time.monotonic() < deadline:
-        if commits.exists() and f"step-{EVERY:08d}" in commits.read_text():
-            break
-        time.sleep(0.02)
-    for process in psutil.Process().children(recursive=True):
-        if "RayTrainWorker" in " ".join(process.cmdline()):
-            process.kill()
-            killed.append(process.pid)
-            return
-
-
 def weights(uri: str) -> dict[str, torch.Tensor]:
     return load_file(Path(uri) / "save.safetensors")
 
@@ -93,7 +74,7 @@ def test_a_stage_learns_and_tells_what_it_did(
     best = max(p["val_m_j"] for p in summary["history"] if "val_m_j" in p)
     assert summary["val_m_j"] == best
     assert points == summary["history"]
-    model = checkpoint.load_model(summary["checkpoint"])
+    model = models.load_model(summary["checkpoint"])
     assert model.config.image_size == 64
 
 
@@ -122,77 +103,6 @@ def test_a_finished_stage_is_not_trained_again(
     assert again["seconds"] < 5
     with pytest.raises(ValueError, match="another configuration"):
         run_stage(stage(folder, "undisturbed", seed=1))
-
-
-def test_a_killed_worker_changes_nothing_in_the_result(
-    folder: Path,
-    undisturbed: tuple[dict[str, Any], list[dict[str, float]]],
-    caplog: pytest.LogCaptureFixture,
-) -> None:
-    caplog.set_level("INFO", logger="training")
-    killed: list[int] = []
-    watcher = threading.Thread(
-        target=kill_a_worker, args=(folder / "runs" / "killed", killed), daemon=True
-    )
-    watcher.start()
-    summary = run_stage(stage(folder, "killed"))
-    watcher.join()
-    assert killed and "resuming after step" in caplog.text
-    last = f"step-{STEPS:08d}"
-    whole, resumed = (weights(str(folder / "runs" / n / last)) for n in ("undisturbed", "killed"))
-    for name, weight in whole.items():
-        torch.testing.assert_close(resumed[name], weight, rtol=0, atol=1e-5, msg=name)
-    assert len(summary["history"]) == len(undisturbed[0]["history"])
-
-
-@pytest.mark.parametrize(("zero_stage", "precision"), [(0, "fp32"), (1, "fp32"), (2, "bf16")])
-def test_a_checkpoint_of_two_workers_is_taken_up_by_one(
-    folder: Path,
-    undisturbed: tuple[dict[str, Any], list[dict[str, float]]],
-    zero_stage: int,
-    precision: str,
-) -> None:
-    code = f"""
-import sys, torch
-from pathlib import Path
-from safetensors.torch import load_file
-from training import checkpoint, loop
-from training.recipe import *
-torch.distributed.init_process_group("gloo", init_method="tcp://127.0.0.1:0", rank=0, world_size=1)
-config = TrainConfig(
-    stage="alone", corpus="", steps=1, class_weight=0.5, precision={precision!r},
-    model=ModelConfig(image_size=64), workers=WorkersConfig(count=1, zero_stage={zero_stage}),
-)
-folder = Path(sys.argv[1])
-tensors = load_file(folder / "optimizer.safetensors")
-learner = loop.build_learner(config, classes=len(tensors["weights/heads.sound.bias"]))
-engine = loop._start_engine(config, learner, torch.device("cpu"))
-checkpoint.restore(folder, engine, learner)
-got = checkpoint.gather(engine, learner)
-own = {{"weights/save." + k: v for k, v in load_file(folder / "save.safetensors").items()}}
-for key, values in got.items():
-    for name, value in values.items():
-        assert torch.equal(value, (tensors | own)[f"{{key}}/{{name}}"]), (key, name)
-inner = getattr(engine.optimizer, "optimizer", engine.optimizer)
-assert {{float(s["step"]) for s in inner.state.values()}} == {{float({STEPS})}}
-assert not list(Path(sys.argv[2]).rglob("*")), "something was compiled"
-"""
-    newest = folder / "runs/undisturbed" / f"step-{STEPS:08d}"
-    extensions = folder / f"extensions-{zero_stage}"
-    extensions.mkdir()
-    subprocess.run(
-        [sys.executable, "-c", code, str(newest), str(extensions)],
-        cwd=ROOT,
-        env={
-            **os.environ,
-            "OMP_NUM_THREADS": "1",
-            "TORCH_EXTENSIONS_DIR": str(extensions),
-            "RANK": "0",
-            "LOCAL_RANK": "0",
-            "WORLD_SIZE": "1",
-        },
-        check=True,
-    )
 
 
 def test_the_entry_point_finetunes_from_a_parent_with_one_worker(

@@ -15,7 +15,7 @@ from model import SAVE, build_save, saved
 from model import save as save_module
 from model.vggish import SmallVGGish
 from tests.small_sam import small_sam, small_size
-from training import checkpoint
+from training import checkpoint, models
 from training.checkpoint import Progress
 from training.step import Learner
 
@@ -35,7 +35,7 @@ def answer(model: SAVE) -> torch.Tensor:
 def test_a_saved_model_answers_as_before(tmp_path: Path) -> None:
     model = tiny()
     saved.save(model, tmp_path)
-    assert torch.equal(answer(checkpoint.load_model(str(tmp_path))), answer(model))
+    assert torch.equal(answer(models.load_model(str(tmp_path))), answer(model))
 
 
 def test_a_model_folder_holds_weights_and_plain_json_only(tmp_path: Path) -> None:
@@ -47,9 +47,9 @@ def test_a_model_folder_holds_weights_and_plain_json_only(tmp_path: Path) -> Non
 def test_a_model_of_another_configuration_is_refused(tmp_path: Path) -> None:
     saved.save(tiny(), tmp_path)
     with pytest.raises(ValueError, match="another configuration: image_size 32 instead of 48"):
-        checkpoint.load_weights(tiny(image_size=48), str(tmp_path))
+        models.load_weights(tiny(image_size=48), str(tmp_path))
     with pytest.raises(ValueError, match="save_tiny at 32 pixels"):
-        checkpoint.check_model(str(tmp_path), "save_tiny", 48)
+        models.check_model(str(tmp_path), "save_tiny", 48)
 
 
 def test_damaged_weights_are_refused(tmp_path: Path) -> None:
@@ -57,15 +57,15 @@ def test_damaged_weights_are_refused(tmp_path: Path) -> None:
     data = (tmp_path / saved.WEIGHTS).read_bytes()
     (tmp_path / saved.WEIGHTS).write_bytes(data[: len(data) // 2])
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load_model(str(tmp_path))
+        models.load_model(str(tmp_path))
     (tmp_path / saved.CONFIG).write_text("{")
     with pytest.raises(ValueError, match="damaged"):
-        checkpoint.load_model(str(tmp_path))
+        models.load_model(str(tmp_path))
 
 
 def test_a_folder_without_a_model_is_named(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError, match="holds no model"):
-        checkpoint.load_model(str(tmp_path / "nothing"))
+        models.load_model(str(tmp_path / "nothing"))
 
 
 @pytest.fixture
@@ -178,22 +178,35 @@ def test_a_checkpoint_is_a_model_folder_and_knows_its_place(tmp_path: Path) -> N
     mean, square = (
         {name: torch.full_like(p, value) for name, p in weights.items()} for value in (2.0, 3.0)
     )
-    progress = Progress(step=7, digest="abc", m_j=0.5, history=[{"step": 7.0, "loss": 1.0}])
-    checkpoint.write(
-        tmp_path,
-        learner=learner,
-        gathered={"weights": weights, "exp_avg": mean, "exp_avg_sq": square},
-        progress=progress,
-    )
+    progress = Progress(step=7, digest="abc", best_m_j=0.5, history=[{"step": 7.0, "loss": 1.0}])
+    gathered = {"weights": weights, "exp_avg": mean, "exp_avg_sq": square}
+    checkpoint.write(tmp_path, learner=learner, gathered=gathered, mean=None, progress=progress)
     assert checkpoint.read_progress(tmp_path) == progress
-    loaded = dict(checkpoint.load_model(str(tmp_path)).named_parameters())
+    loaded = dict(models.load_model(str(tmp_path)).named_parameters())
     assert torch.equal(loaded["audio_adapter.input.bias"], weights["save.audio_adapter.input.bias"])
     kept = load_file(tmp_path / checkpoint.OPTIMIZER)
     assert torch.equal(kept["weights/heads.sound.bias"], weights["heads.sound.bias"])
     assert bool((kept["exp_avg_sq/heads.sound.bias"] == 3.0).all())
 
 
+def test_with_a_running_mean_that_is_the_model_and_the_weights_lie_beside(tmp_path: Path) -> None:
+    learner = Learner(tiny(), classes=2, class_weight=0.5)
+    weights = {name: p.detach() + 1.0 for name, p in learner.trainable()}
+    mean = {name: p.detach() + 5.0 for name, p in learner.trainable()}
+    moments = {key: {k: v.clone() for k, v in weights.items()} for key in checkpoint.MOMENTS}
+    gathered = {"weights": weights, **moments}
+    checkpoint.write(
+        tmp_path, learner=learner, gathered=gathered, mean=mean, progress=Progress(step=1)
+    )
+    name = "audio_adapter.input.bias"
+    loaded = dict(models.load_model(str(tmp_path)).named_parameters())
+    assert torch.equal(loaded[name], mean[f"save.{name}"])
+    kept = load_file(tmp_path / checkpoint.OPTIMIZER)
+    assert torch.equal(kept[f"weights/save.{name}"], weights[f"save.{name}"])
+    assert torch.equal(kept["mean/heads.sound.bias"], mean["heads.sound.bias"])
+
+
 def test_a_torn_state_is_refused(tmp_path: Path) -> None:
-    (tmp_path / checkpoint.STATE).write_text('{"format_version": 1, "step":')
+    (tmp_path / checkpoint.STATE).write_text('{"format_version": 2, "step":')
     with pytest.raises(ValueError, match="no checkpoint to resume from"):
         checkpoint.read_progress(tmp_path)

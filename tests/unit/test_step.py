@@ -12,7 +12,7 @@ import torch
 from model import build_save
 from training.auxiliary import ClassHeads
 from training.data import IGNORED_CELL, Batch
-from training.step import Learner, OptimizerConfig, set_learning_rate, train_step
+from training.step import Learner, OptimizerConfig, set_learning_rate, split_batch, train_step
 
 SIZE, GRID, CLASSES = 32, 2, 3
 
@@ -53,6 +53,28 @@ def test_steps_on_one_batch_bring_its_loss_down() -> None:
         float(train_step(learner, optimizer, batch, clip_norm=1.0)["loss"]) for _ in range(12)
     ]
     assert losses[-1] < 0.7 * losses[0]
+
+
+def test_a_batch_in_parts_teaches_what_the_whole_batch_teaches() -> None:
+    found = []
+    for parts in (1, 3):
+        learner, batch, config = make_learner(), make_batch(), OptimizerConfig()
+        optimizer = config.build([p for _, p in learner.trainable()])
+        told = train_step(learner, optimizer, batch, clip_norm=1.0, accumulate=parts)
+        found.append((told, dict(learner.trainable())))
+    (whole, weights), (parted, others) = found
+    for name, value in whole.items():
+        torch.testing.assert_close(parted[name], value, rtol=1e-4, atol=1e-6)
+    for name, weight in weights.items():
+        torch.testing.assert_close(others[name], weight, rtol=0, atol=1e-5)
+
+
+def test_parts_of_a_batch_are_all_of_it_in_order_and_none_is_empty() -> None:
+    batch = make_batch(5)
+    for parts in (1, 2, 3, 5, 9):
+        split = split_batch(batch, parts)
+        assert len(split) == min(parts, 5) and min(map(len, split)) >= 1
+        assert torch.equal(torch.cat([part.image_B3SS for part in split]), batch.image_B3SS)
 
 
 def test_the_loss_is_the_sum_of_its_weighted_parts() -> None:

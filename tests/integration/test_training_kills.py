@@ -1,0 +1,187 @@
+"""Stages whose workers are killed end as undisturbed ones do, bit for bit."""
+
+from __future__ import annotations
+
+import dataclasses
+import random
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from infra import cluster, storage
+from infra.config import JobFailed
+from tests.made_corpus import write_made_corpus
+from training import stage as stages
+from training.checkpoint_store import CheckpointStore
+from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+from training.stage import run_stage
+from training.step import OptimizerConfig
+
+pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[2]
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("kills")
+    write_made_corpus(
+        str(folder / "corpus"), samples={"train": 12, "val": 4}, size=64, first_mask_only=True
+    )
+    yield folder
+    cluster.disconnect()
+
+
+def stage(folder: Path, name: str, **changes: Any) -> TrainConfig:
+    config = TrainConfig(
+        stage=name,
+        corpus=str(folder / "corpus"),
+        output=str(folder / "runs"),
+        model=ModelConfig(image_size=64),
+        batch=5,
+        steps=STEPS,
+        class_weight=0.5,
+        ema=0.9,
+        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3),
+        validate_every=6,
+        checkpoint_every=2,
+        log_every=1,
+        overlays=0,
+        keep=9,
+    )
+    return dataclasses.replace(config, **changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(folder: Path) -> dict[str, Any]:
+    return run_stage(stage(folder, "undisturbed"))
+
+
+class Killer:
+    """Kills a worker of ours when a point of one of these steps is heard of."""
+
+    def __init__(self, steps: list[int]) -> None:
+        self.steps = sorted(steps, reverse=True)
+        self.killed: list[int] = []
+
+    def __call__(self, point: dict[str, float]) -> None:
+        if not self.steps or point["step"] < self.steps[-1]:
+            return
+        self.steps.pop()
+        for process in psutil.Process().children(recursive=True):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                process.kill()
+                self.killed.append(process.pid)
+                return
+
+
+def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
+    """Model, running mean and optimizer of a stage at its end."""
+    last = folder / "runs" / name / "checkpoints" / f"step-{STEPS:08d}"
+    return load_file(last / "save.safetensors") | load_file(last / "optimizer.safetensors")
+
+
+def curves(summary: dict[str, Any]) -> list[dict[str, float]]:
+    """What was learned, without how fast."""
+    timed = {"samples_per_second", "data_wait", "memory_gib"}
+    return [{k: v for k, v in p.items() if k not in timed} for p in summary["history"]]
+
+
+def assert_same(folder: Path, name: str) -> None:
+    whole, resumed = (tensors(folder, run) for run in ("undisturbed", name))
+    assert whole.keys() == resumed.keys()
+    different = [key for key, value in whole.items() if not torch.equal(value, resumed[key])]
+    assert not different
+
+
+def test_workers_killed_at_random_steps_change_no_bit(
+    folder: Path, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="training")
+    killer = Killer(random.Random(time.time_ns()).sample(range(1, STEPS), 2))
+    summary = run_stage(stage(folder, "killed"), on_metrics=killer)
+    assert killer.killed
+    assert caplog.text.count("starting, ") + caplog.text.count("resuming after step") > 1
+    assert_same(folder, "killed")
+    assert curves(summary) == curves(undisturbed)
+
+
+def test_a_killed_driver_is_run_again_and_changes_no_bit(
+    folder: Path, undisturbed: dict[str, Any]
+) -> None:
+    config = stage(folder, "again")
+    code = (
+        "import sys, pickle; from training.stage import run_stage;"
+        "run_stage(pickle.loads(bytes.fromhex(sys.argv[1])))"
+    )
+    import pickle
+
+    # A session of its own: its Ray must not outlive it.
+    driver = subprocess.Popen(
+        [sys.executable, "-c", code, pickle.dumps(config).hex()], cwd=ROOT, start_new_session=True
+    )
+    commit = folder / "runs/again/checkpoints/step-00000004.json"
+    try:
+        while not commit.exists():
+            assert driver.poll() is None
+            time.sleep(0.05)
+        members = psutil.Process(driver.pid).children(recursive=True)
+    finally:
+        driver.kill()
+    psutil.wait_procs(members, timeout=60)
+    run_stage(config)
+    assert_same(folder, "again")
+
+
+def test_a_torn_newest_checkpoint_is_skipped_with_a_word(
+    folder: Path, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", logger="training")
+    run_stage(stage(folder, "torn"))
+    run = folder / "runs" / "torn"
+    (run / stages.SUMMARY).unlink()
+    newest = run / "checkpoints" / f"step-{STEPS:08d}" / "optimizer.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-1])
+    run_stage(stage(folder, "torn"))
+    assert f"step-{STEPS:08d} is torn" in caplog.text
+    assert "resuming after step 6" in caplog.text
+    assert_same(folder, "torn")
+
+
+def test_a_loss_that_is_no_number_stops_the_stage_with_a_reason_and_is_not_tried_again(
+    folder: Path,
+) -> None:
+    rate = OptimizerConfig(learning_rate=1e30, clip_norm=0.0)
+    with pytest.raises(JobFailed, match=r"the loss is .* at step .* lower optimizer") as stopped:
+        run_stage(stage(folder, "not_a_number", optimizer=rate))
+    assert "Traceback" not in str(stopped.value)
+    # What stands is from before.
+    store = CheckpointStore(str(folder / "runs/not_a_number/checkpoints"), keep=1)
+    for one in store.committed():
+        weights = load_file(Path(store.folder(one.step)) / "save.safetensors")
+        assert all(bool(torch.isfinite(value).all()) for value in weights.values())
+
+
+def test_a_stage_that_does_not_get_better_ends_early(folder: Path) -> None:
+    still = OptimizerConfig(learning_rate=0.0, final_learning_rate=0.0)
+    config = stage(folder, "patient", optimizer=still, validate_every=2, patience=2, ema=None)
+    summary = run_stage(config)
+    assert summary["steps"] == 6 and summary["best_step"] == 6
+
+
+def test_a_checkpoint_that_cannot_be_written_at_the_end_fails_the_stage(folder: Path) -> None:
+    run = folder / "runs" / "unwritable"
+    storage.write_bytes(str(run / "checkpoints"), b"a file where the folder should be")
+    workers = WorkersConfig(count=1, max_failures=0)
+    with pytest.raises(JobFailed):
+        run_stage(stage(folder, "unwritable", workers=workers, steps=2))
+    assert not (run / stages.SUMMARY).exists()

@@ -1,0 +1,161 @@
+"""Workers of a training world without Ray: what some engines do, and what checkpoints make of it.
+
+Run as a program, once per rank, with torch's RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT and the
+scenarios as JSON on the command line; rank 0 prints what came out, as one line of JSON.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).parents[1]
+BATCH = 6
+
+
+def run(world: int, scenarios: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
+    """What ``scenarios`` give in a world of so many ranks.
+
+    Args:
+        scenarios: each with ``config`` (changes of the recipe), ``steps`` (``[first, last]``), and
+            perhaps ``restore`` (the folder of a checkpoint to start from), ``save`` (one to write
+            in the end), ``accumulate`` and ``zero_stage``.
+    """
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    shared = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "OMP_NUM_THREADS": "1",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "WORLD_SIZE": str(world),
+        **environment,
+    }
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, "-m", "tests.worlds", json.dumps(scenarios)],
+            cwd=ROOT,
+            env={**shared, "RANK": str(rank), "LOCAL_RANK": str(rank)},
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for rank in range(world)
+    ]
+    try:
+        told = [rank.communicate(timeout=600)[0] for rank in ranks]
+    finally:
+        for rank in ranks:
+            rank.kill()
+    assert not any(rank.returncode for rank in ranks), told
+    found: list[dict[str, Any]] = json.loads(told[0].splitlines()[-1])
+    return found
+
+
+def _main(scenarios: list[dict[str, Any]]) -> None:
+    import torch
+    import torch.distributed
+
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo")
+    found = [_play(scenario) for scenario in scenarios]
+    if torch.distributed.get_rank() == 0:
+        sys.stdout.write(json.dumps(found) + "\n")
+
+
+def _play(scenario: dict[str, Any]) -> dict[str, Any]:
+    import torch
+    import torch.distributed
+
+    from training import checkpoint
+    from training.engine import start_engine, take_step
+    from training.loop import build_learner
+    from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+    from training.step import OptimizerConfig, set_learning_rate, split_batch
+
+    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
+    workers = WorkersConfig(count=world, zero_stage=scenario.get("zero_stage", 0))
+    config = TrainConfig(
+        stage="world",
+        corpus="",
+        steps=10,
+        batch=BATCH,
+        class_weight=0.5,
+        accumulate=scenario.get("accumulate", 1),
+        precision=scenario.get("precision", "fp32"),
+        model=ModelConfig(image_size=32),
+        workers=dataclasses.replace(workers, **scenario.get("workers", {})),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+    )
+    learner = build_learner(config, classes=3)
+    folder = scenario.get("restore")
+    engine = start_engine(config, learner, torch.device("cpu"))
+    if folder:
+        checkpoint.restore(Path(folder), engine, learner)
+    losses, norms = [], []
+    for step in range(*scenario["steps"]):
+        batch = made_batch(step)
+        first, last = (BATCH * end // world for end in (rank, rank + 1))
+        share = type(batch)(
+            **{f.name: getattr(batch, f.name)[first:last] for f in dataclasses.fields(batch)}
+        )
+        set_learning_rate(engine.optimizer, config.optimizer.rate(step, 10))
+        total = torch.zeros(())
+        parts = split_batch(share, config.accumulate)
+        for part in parts:
+            loss, _ = engine(part)
+            weight = len(part) / BATCH
+            engine.backward(loss * (weight * world * len(parts)))
+            norm = take_step(engine, learner)
+            total += loss.detach().float() * weight
+        torch.distributed.all_reduce(total)
+        losses.append(float(total))
+        norms.append(float(norm))
+    gathered = checkpoint.gather(engine, learner)
+    if scenario.get("save"):
+        steps, scale = checkpoint.optimizer_state(engine)
+        progress = checkpoint.Progress(
+            step=scenario["steps"][1], optimizer_steps=steps, loss_scale=scale
+        )
+        with checkpoint.whole(learner):
+            if rank == 0:
+                checkpoint.write(
+                    Path(scenario["save"]),
+                    learner=learner,
+                    gathered=gathered,
+                    mean=None,
+                    progress=progress,
+                )
+        torch.distributed.barrier()
+    sums = {name: float(value.double().abs().sum()) for name, value in gathered["weights"].items()}
+    engine.destroy()
+    return {"losses": losses, "norms": norms, "weights": sums}
+
+
+def made_batch(step: int) -> Any:
+    """A batch that is a function of the step alone; some masks are empty."""
+    import torch
+
+    from training.data import Batch
+
+    made = torch.Generator().manual_seed(step)
+    mask = (torch.rand(BATCH, 1, 32, 32, generator=made) < 0.3).float()
+    mask[step % BATCH] = 0.0
+    return Batch(
+        image_B3SS=torch.randn(BATCH, 3, 32, 32, generator=made),
+        log_mel_B1MF=torch.randn(BATCH, 1, 96, 64, generator=made),
+        mask_B1SS=mask,
+        class_BC=torch.eye(3)[torch.randint(3, (BATCH,), generator=made)],
+        cell_BGG=torch.randint(4, (BATCH, 2, 2), generator=made),
+    )
+
+
+if __name__ == "__main__":
+    _main(json.loads(sys.argv[1]))

@@ -1,0 +1,96 @@
+"""DeepSpeed, told what a recipe wants and nothing of what it does not.
+
+What differs between its optimizers lies here and in ``training.checkpoint``: the loop sees an
+engine that goes forward, backward and a step.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+from typing import Any
+
+import torch
+import torch.distributed
+from torch import Tensor
+
+from training.recipe import TrainConfig
+from training.step import Learner
+
+
+def start_engine(config: TrainConfig, learner: Learner, device: torch.device) -> Any:
+    """A DeepSpeed engine around the learner, which it moves to the device and to the precision.
+
+    Args:
+        learner: only what it trains gets an optimizer.
+    """
+    deepspeed = _import_deepspeed(device)
+    learner.to(device)
+    workers = config.workers
+    learner.save.image_encoder.recompute = workers.activation_checkpointing
+    if workers.compile:
+        learner.compile()
+    settings = {
+        # DeepSpeed only multiplies this by the ranks, for its own log: shares may be unequal.
+        "train_micro_batch_size_per_gpu": max(
+            config.batch // torch.distributed.get_world_size() // config.accumulate, 1
+        ),
+        "gradient_accumulation_steps": config.accumulate,
+        "zero_optimization": {
+            "stage": workers.zero_stage,
+            # Elements, not bytes; the default would reserve 2 GB a buffer.
+            "reduce_bucket_size": 50_000_000,
+            # Gloo has no reduce-scatter: DeepSpeed would make one of many small reductions.
+            "reduce_scatter": device.type != "cpu",
+        },
+        "gradient_clipping": config.optimizer.clip_norm,
+        "bf16": {"enabled": config.precision == "bf16"},
+        "fp16": {"enabled": config.precision == "fp16"},
+        "steps_per_print": sys.maxsize,
+    }
+    parameters = [parameter for _, parameter in learner.trainable()]
+    engine, *_ = deepspeed.initialize(
+        model=learner,
+        model_parameters=parameters,
+        optimizer=config.optimizer.build(parameters),
+        config=settings,
+        dist_init_required=False,
+    )
+    engine.train()
+    return engine
+
+
+def take_step(engine: Any, learner: Learner) -> Tensor | float:
+    """The engine's step; the norm of the whole batch's gradient before it was clipped.
+
+    While ``accumulate`` has parts to come, nothing is changed and the norm says nothing.
+    """
+    norm: Tensor | float | None = None
+    if isinstance(engine.optimizer, torch.optim.Optimizer):
+        # Without ZeRO, DeepSpeed clips an fp32 gradient and forgets its norm.
+        gradients = [p.grad for _, p in learner.trainable() if p.grad is not None]
+        norm = torch.nn.utils.get_total_norm(gradients)
+    engine.step()
+    return engine.get_global_grad_norm() or 0.0 if norm is None else norm
+
+
+def _import_deepspeed(device: torch.device) -> Any:
+    """DeepSpeed, without what it would import and compile for purposes that are not ours."""
+    if device.type == "cpu":
+        # A machine may have a GPU that this stage was not given.
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    # Its autotuner imports MLflow if it can, which takes seconds in every worker.
+    hidden = {} if "mlflow" in sys.modules else {"mlflow": None}
+    sys.modules.update(hidden)  # type: ignore[arg-type]
+    try:
+        import deepspeed
+        import deepspeed.ops
+    finally:
+        for name in hidden:
+            sys.modules.pop(name, None)
+    # Its shared-memory all-reduce serves inference alone, yet is compiled when training starts; a
+    # process killed meanwhile leaves a lock on which every later start waits.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
+    return deepspeed
