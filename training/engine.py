@@ -30,7 +30,8 @@ def start_engine(config: TrainConfig, learner: Learner, device: torch.device) ->
     workers = config.workers
     learner.save.image_encoder.recompute = workers.activation_checkpointing
     if workers.compile:
-        learner.compile()
+        # Nearly all of the work. What surrounds it changes shape with the batch, and is small.
+        learner.save.image_encoder.compile()
     settings = {
         # DeepSpeed only multiplies this by the ranks, for its own log: shares may be unequal.
         "train_micro_batch_size_per_gpu": max(

@@ -65,7 +65,7 @@ class WorkersConfig:
     """Compute the image encoder's blocks again in the backward pass instead of keeping what they
     computed: less memory, more time."""
     compile: bool = False
-    """Compile the model with ``torch.compile``."""
+    """Compile the image encoder with ``torch.compile``; takes minutes at the start."""
     max_failures: int = 3
     """Worker failures after which the stage gives up; each resumes at the newest checkpoint."""
 

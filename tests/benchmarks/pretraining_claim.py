@@ -9,7 +9,7 @@ Every arm learns S4, and MS3 from its own S4 model, by the same recipes:
 
 - ``pretrained``: pretrained on the synthetic corpus, then finetuned;
 - ``scratch``: the same steps of finetuning, from random weights;
-- ``converged``: from random weights, up to ten times the steps, ended when val M_J stays;
+- ``converged``: from random weights, up to ``--longer`` times the steps, ended when val M_J stays;
 - ``converged_labels``: likewise, with the class losses that pretraining has (on request).
 
 The learning rate of each arm and subset is the one with the best val M_J at the first seed; every
@@ -46,7 +46,6 @@ from training.stage import run_stage
 SUBSETS = ("s4", "ms3")
 SEEDS = (0, 1, 2)
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-LONGER = 10
 # Of 20 validations of a long stage.
 PATIENCE = 8
 
@@ -57,16 +56,16 @@ class Arm:
 
     name: str
     pretrained: bool = False
-    longer: int = 1
-    """Times the steps of the recipe, at most."""
+    longer: bool = False
+    """Train up to ``Trial.longer`` times the steps of the recipe, until val M_J stays."""
     class_weight: float = 0.0
 
 
 ARMS = (
     Arm(name="pretrained", pretrained=True),
     Arm(name="scratch"),
-    Arm(name="converged", longer=LONGER),
-    Arm(name="converged_labels", longer=LONGER, class_weight=0.5),
+    Arm(name="converged", longer=True),
+    Arm(name="converged_labels", longer=True, class_weight=0.5),
 )
 
 
@@ -97,8 +96,9 @@ class Trial:
     corpora: dict[str, Corpus]
     seeds: Sequence[int]
     rates: Sequence[float]
+    longer: int = 10
     smaller: dict[str, Any] = field(default_factory=dict)
-    """Changes to every recipe, for a smoke test."""
+    """Changes to every recipe."""
 
     def pretrain(self, seed: int) -> dict[str, Any]:
         """The synthetic stage of a seed."""
@@ -142,9 +142,9 @@ class Trial:
             "stage": f"{arm.name}_{subset}_{rate:.0e}_{seed}",
             "seed": seed,
             "parent": parent,
-            "steps": usual * arm.longer,
-            "validate_every": max(usual * arm.longer // (10 if arm.longer == 1 else 20), 1),
-            "patience": None if arm.longer == 1 else PATIENCE,
+            "steps": usual * self.longer if arm.longer else usual,
+            "validate_every": max(usual * self.longer // 20 if arm.longer else usual // 10, 1),
+            "patience": PATIENCE if arm.longer else None,
             "class_weight": arm.class_weight,
             "optimizer.learning_rate": rate,
         }
@@ -256,6 +256,9 @@ def main() -> None:
     options.add_argument("--arms", nargs="+", choices=names, default=names[:3])
     options.add_argument("--subsets", nargs="+", choices=SUBSETS, default=list(SUBSETS))
     options.add_argument("--folder", default="runs/pretraining_claim", help="what is kept")
+    options.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    options.add_argument("--longer", type=int, default=10, help="times, of the converged arms")
+    options.add_argument("--image-size", type=int, default=128, help="pixels")
     options.add_argument("--smoke", action="store_true", help="a tiny corpus and few steps")
     chosen = options.parse_args()
     arms = [arm for arm in ARMS if arm.name in chosen.arms]
@@ -275,7 +278,14 @@ def main() -> None:
             run(trial, arms, chosen.subsets)
     else:
         folder = Path(chosen.folder).absolute()
-        trial = Trial(folder=folder, corpora=_miniature(folder), seeds=SEEDS, rates=RATES)
+        trial = Trial(
+            folder=folder,
+            corpora=_miniature(folder),
+            seeds=SEEDS,
+            rates=chosen.rates,
+            longer=chosen.longer,
+            smaller={"model.image_size": chosen.image_size},
+        )
         run(trial, arms, chosen.subsets)
     cluster.disconnect()
 

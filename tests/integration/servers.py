@@ -95,6 +95,15 @@ def process_group(
     command: list[str], *, env: dict[str, str], log: Path, cwd: Path | None = None
 ) -> Iterator[Callable[[], bool]]:
     """A process in a session of its own, ended with all its children at the end."""
+    with session_of(command, env=env, log=log, cwd=cwd) as process:
+        yield lambda: process.poll() is None
+
+
+@contextlib.contextmanager
+def session_of(
+    command: list[str], *, env: dict[str, str], log: Path, cwd: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The same, as the process itself."""
     with log.open("wb") as output:
         process = subprocess.Popen(
             command,
@@ -106,7 +115,7 @@ def process_group(
             start_new_session=True,
         )
     try:
-        yield lambda: process.poll() is None
+        yield process
     finally:
         end_session(process.pid)
         process.wait()

@@ -1,0 +1,124 @@
+"""A stage on a cluster whose nodes come and go."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.integration.conftest import BIN, ROOT
+from tests.integration.servers import session_of
+from tests.integration.two_nodes import running_nodes
+from tests.made_corpus import write_made_corpus
+
+pytestmark = pytest.mark.integration
+
+PATIENCE = 300.0
+
+
+@pytest.fixture(scope="module")
+def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("nodes") / "corpus"
+    write_made_corpus(str(folder), samples={"train": 12, "val": 2}, size=32, first_mask_only=True)
+    return folder
+
+
+@dataclass(frozen=True, kw_only=True)
+class Job:
+    """A driver of a stage."""
+
+    process: subprocess.Popen[bytes]
+    checkpoints: Path
+    log: Path
+
+    def wait_for(self, what: str, is_so: Callable[[], bool]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not is_so():
+            assert time.monotonic() < end, f"{what} did not come:\n{self.log.read_text()}"
+            assert self.process.poll() is None, f"ended before {what}:\n{self.log.read_text()}"
+            time.sleep(0.1)
+
+    def newest(self) -> int:
+        """The step of the newest checkpoint, 0 for none."""
+        names = [path.stem for path in self.checkpoints.glob("step-*.json")]
+        return max((int(name.removeprefix("step-")) for name in names), default=0)
+
+    def says(self, text: str) -> bool:
+        return text in self.log.read_text()
+
+    def losses(self) -> dict[int, float]:
+        state = self.checkpoints / f"step-{self.newest():08d}" / "state.json"
+        points: list[dict[str, Any]] = json.loads(state.read_text())["history"]
+        return {int(point["step"]): point["loss"] for point in points if "loss" in point}
+
+
+@contextmanager
+def job(corpus: Path, folder: Path, name: str, *options: str, **env: str) -> Iterator[Job]:
+    log = folder / f"{name}.log"
+    command = [
+        *(sys.executable, str(ROOT / "training/pretrain.py"), f"--stage={name}"),
+        *(f"--corpus={corpus}", f"--output={folder / 'runs'}", "--model.image_size=32"),
+        *("--batch=6", "--log_every=1", "--overlays=0", "--workers.zero_stage=1", *options),
+    ]
+    variables = {**env, "OMP_NUM_THREADS": "1", "PATH": f"{BIN}:/usr/bin:/bin"}
+    with session_of(command, env=variables, log=log, cwd=folder) as process:
+        yield Job(process=process, checkpoints=folder / "runs" / name / "checkpoints", log=log)
+
+
+def test_nodes_may_die_and_come_while_the_losses_stay_those_of_a_calm_run(
+    corpus: Path, tmp_path: Path
+) -> None:
+    endless = ("--steps=100000", "--validate_every=100000", "--checkpoint_every=5")
+    elastic = ("--workers.count=2", "--workers.min_count=1")
+    with running_nodes(head_cpus=1) as nodes:
+        second = nodes.start(cpus=1)
+        env = nodes.driver_env
+        with job(corpus, tmp_path, "changing", *endless, *elastic, **env) as changing:
+            changing.wait_for("a checkpoint of two workers", lambda: changing.newest() >= 5)
+            assert changing.says("2 workers on cpu")
+            second.kill()
+            changing.wait_for("one worker", lambda: changing.says("1 workers on cpu"))
+            alone = changing.newest()
+            changing.wait_for("a checkpoint of one worker", lambda: changing.newest() > alone)
+            nodes.start(cpus=1)
+            # Ray looks for room once a minute.
+            grown = changing.log.read_text().count("2 workers on cpu")
+            changing.wait_for(
+                "two workers again",
+                lambda: changing.log.read_text().count("2 workers on cpu") > grown,
+            )
+            both = changing.newest()
+            changing.wait_for("a checkpoint of both", lambda: changing.newest() > both)
+            losses = changing.losses()
+    with running_nodes(head_cpus=1) as nodes:
+        one = ("--workers.count=1",)
+        with job(corpus, tmp_path, "calm", *endless, *one, **nodes.driver_env) as calm:
+            calm.wait_for("so many steps", lambda: calm.newest() >= both)
+            expected = calm.losses()
+    compared = range(1, both + 1)
+    # Rounding differs with the number of workers, and grows from step to step.
+    first = [losses[step] for step in compared if step <= 20]
+    assert first == pytest.approx([expected[step] for step in compared if step <= 20], abs=1e-4)
+    assert list(losses) == list(range(1, max(losses) + 1))
+
+
+def test_a_notice_that_a_node_will_go_brings_a_checkpoint_at_once(
+    corpus: Path, tmp_path: Path
+) -> None:
+    endless = ("--steps=100000", "--validate_every=100000", "--workers.count=2")
+    with running_nodes(head_cpus=1) as nodes:
+        nodes.start(cpus=1)
+        with job(corpus, tmp_path, "noticed", *endless, **nodes.driver_env) as noticed:
+            noticed.wait_for("the start", lambda: noticed.says("2 workers on cpu"))
+            noticed.wait_for("steps", lambda: noticed.says("step "))
+            nodes.announce_end_of_second(seconds=120)
+            noticed.wait_for("a word", lambda: noticed.says("will be taken away"))
+            noticed.wait_for("a checkpoint", lambda: noticed.newest() > 0)
