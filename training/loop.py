@@ -59,7 +59,7 @@ def train(settings: dict[str, Any]) -> None:
             their folder) and the ``board`` to post to.
 
     Raises:
-        ValueError: the loss is no longer a number.
+        ValueError: the loss is no longer a number, or the checkpoints are another stage's.
     """
     board: Board = settings["board"]
     if board.given_up():
@@ -136,7 +136,7 @@ class _Run:
             folder = Path(name)
             found = self._fetch_newest(folder)
             if found:
-                self.progress = checkpoint.read_progress(folder)
+                self.progress = self._its_own(checkpoint.read_progress(folder))
                 saved.load_weights(learner.save, folder)
             elif config.parent is not None:
                 models.load_weights(learner.save, config.parent)
@@ -145,6 +145,14 @@ class _Run:
         if config.ema is None:
             return engine, None
         return engine, RunningMean(learner, decay=config.ema, start=start)
+
+    def _its_own(self, found: Progress) -> Progress:
+        if found.digest != self.progress.digest:
+            raise _Hopeless(
+                f"{self.store.uri} holds checkpoints of another configuration or corpus: give this "
+                "one another stage or output, or remove that folder"
+            )
+        return found
 
     def _fetch_newest(self, folder: Path) -> bool:
         """Rank 0 finds the newest sound checkpoint, so that all ranks take the same."""

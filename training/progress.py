@@ -193,7 +193,7 @@ class _Bar:
         elif isinstance(item, dict):
             pace = f"loss {item['loss']:.4f}, {item['samples_per_second']:.1f} samples/s"
             self._bar.set_postfix_str(f"{pace}, {self._score}" if self._score else pace, False)
-            self._bar.update(item["step"] - self._bar.n)
+            self._bar.update(int(item["step"]) - self._bar.n)
 
 
 def _scores(point: Point) -> str:
