@@ -50,6 +50,14 @@ def test_computing_activations_again_changes_nothing(
     assert again["weights"] == pytest.approx(kept["weights"], rel=1e-5, abs=1e-6)
 
 
+def test_a_compiled_encoder_has_the_losses_of_a_plain_one() -> None:
+    plain, compiled = worlds.run(
+        1, [{"steps": [0, 3]}, {"steps": [0, 3], "workers": {"compile": True}}]
+    )
+    assert compiled["losses"] == pytest.approx(plain["losses"], rel=1e-5)
+    assert compiled["norms"] == pytest.approx(plain["norms"], rel=1e-4)
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_checkpoint_of_two_ranks_goes_on_in_any_world_and_zero_stage(
     pair: tuple[Path, dict[Any, dict[str, Any]]], world: int
