@@ -166,13 +166,14 @@ def _runs_in(run_lengths: dict[str, Any]) -> np.ndarray:
 def _read_runs(coded: bytes) -> np.ndarray:
     """The run lengths in a well-formed string, int64 (maskApi.c, ``rleFrString``)."""
     groups = np.frombuffer(coded, np.uint8).astype(np.int64) - 48
-    is_last = groups & 32 == 0
-    starts = np.flatnonzero(np.concatenate([[True], is_last[:-1]]))
-    lengths = np.diff(starts, append=len(groups))
+    last = np.flatnonzero(groups < 32)
+    starts = np.zeros_like(last)
+    starts[1:] = last[:-1] + 1
+    lengths = last + 1 - starts
     places = np.arange(len(groups)) - np.repeat(starts, lengths)
     runs = np.add.reduceat((groups & 31) << (5 * places), starts)
     # The highest bit of the last group is the sign.
-    runs -= np.where(groups[is_last] & 16, 1 << (5 * lengths), 0)
+    runs -= (groups[last] >> 4) << (5 * lengths)
     # From the fourth on, each is the difference to the one before the last.
     runs[1::2], runs[2::2] = np.cumsum(runs[1::2]), np.cumsum(runs[2::2])
     return runs

@@ -187,10 +187,12 @@ def encode_png(array: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-def encode_jpeg(array: np.ndarray, *, quality: int = 95) -> bytes:
-    """JPEG (4:4:4) of a uint8 ``[H, W, 3]`` picture."""
+def encode_jpeg(picture: np.ndarray | Image.Image, *, quality: int = 95) -> bytes:
+    """JPEG (4:4:4) of an RGB picture, uint8 ``[H, W, 3]`` or Pillow's."""
+    image = picture if isinstance(picture, Image.Image) else Image.fromarray(picture)
     buffer = io.BytesIO()
-    Image.fromarray(array).save(buffer, format="JPEG", quality=quality, subsampling=0)
+    # Of the file that a picture comes from Pillow would take over the comment.
+    image.save(buffer, format="JPEG", quality=quality, subsampling=0, comment=None)
     return buffer.getvalue()
 
 

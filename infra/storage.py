@@ -57,6 +57,8 @@ Result = TypeVar("Result")
 # Larger than any document (manifest, table, marker) that is read whole.
 DEFAULT_READ_LIMIT = 1 << 30
 
+# Asked for anew, fsspec takes as long as reading a small file.
+_DISK = fsspec.filesystem("file")
 _READERS = 32
 _FOLDER = "a folder stands where a file is needed"
 # Bytes of one request of ``open_read``.
@@ -96,7 +98,7 @@ def filesystem(uri: str | Path) -> tuple[fsspec.AbstractFileSystem, str]:
     """The fsspec filesystem that holds ``uri`` and the path of ``uri`` in it."""
     text = normalise(uri)
     if not text.startswith("s3://"):
-        return fsspec.filesystem("file"), text
+        return _DISK, text
     return s3.connect(), text[len("s3://") :]
 
 

@@ -21,7 +21,7 @@ from synth.plan import plan_digest, plan_shards
 from synth.pools import Pools, Selected, select, split_assets
 from synth.publish import publish
 from synth.recipe import Recipe, Samples
-from synth.render import KIND, make_sample
+from synth.render import KIND, make_sample, make_samples
 
 logger = logging.getLogger(__name__)
 
@@ -170,8 +170,8 @@ def _make(
     roots: Mapping[str, str],
 ) -> Iterator[Sample | Refused]:
     """The samples of one shard."""
-    for number in range(task.first, task.first + task.samples):
-        yield make_sample(pools.get()[task.split], recipe, roots, seed, task.split, number)
+    numbers = range(task.first, task.first + task.samples)
+    return make_samples(pools.get()[task.split], recipe, roots, seed, task.split, numbers)
 
 
 def _tell_of_strays(uri: str, records: Sequence[ShardRecord]) -> None:

@@ -158,5 +158,5 @@ def _draw_span(
 ) -> tuple[float, float]:
     """A stretch of ``shown`` pixels of an axis that holds ``begin`` to ``end``, or lies in it."""
     low, high = sorted((end - shown, float(begin)))
-    start = float(np.clip(rng.uniform(low, high), 0.0, length - shown))
+    start = min(max(float(rng.uniform(low, high)), 0.0), length - shown)
     return start, start + shown

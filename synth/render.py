@@ -5,7 +5,9 @@ Shapes: H, W height and width in pixels; N samples.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -35,6 +37,14 @@ KIND = "synthetic"
 """Of the corpora that are made here."""
 
 
+Marks = tuple[list[dict[str, Any]], np.ndarray]
+"""What is visible of each object, and the mask of what sounds."""
+
+# Samples planned, and their masks read, at once: it takes half as long where the pictures and
+# sounds of one do not push out of the processor's cache what that needs for the next.
+_AHEAD = 32
+
+
 class TooLittleVisible(ValueError):
     """Less of an object is visible than the recipe asks for."""
 
@@ -43,20 +53,62 @@ def make_sample(
     pools: Pools, recipe: Recipe, roots: Mapping[str, str], seed: int, split: str, number: int
 ) -> Sample | Refused:
     """Plan and render one sample; what cannot be used is refused by name."""
+    return next(make_samples(pools, recipe, roots, seed, split, (number,)))
+
+
+def make_samples(
+    pools: Pools,
+    recipe: Recipe,
+    roots: Mapping[str, str],
+    seed: int,
+    split: str,
+    numbers: Sequence[int],
+) -> Iterator[Sample | Refused]:
+    """Plan and render samples, each as ``make_sample`` does."""
+    plan = partial(plan_sample, pools, recipe, seed=seed, split=split)
+    for begin in range(0, len(numbers), _AHEAD):
+        plans = [partial(plan, number=number) for number in numbers[begin : begin + _AHEAD]]
+        specs = [plan() for plan in plans]
+        marks = [_marks_of(spec, recipe.min_mask_area) for spec in specs]
+        for ahead in zip(specs, marks, plans, strict=True):
+            yield _made(*ahead, roots, recipe.min_mask_area)
+
+
+def _marks_of(spec: SampleSpec, min_mask_area: float) -> Marks | None:
+    """What a natural scene shows, if it is enough: that is known before any file is read."""
+    if isinstance(spec, NaturalSpec):
+        with suppress(TooLittleVisible):
+            return _natural_marks(spec, min_mask_area)
+    return None
+
+
+def _made(
+    spec: SampleSpec,
+    marks: Marks | None,
+    plan_anew: Callable[..., SampleSpec],
+    roots: Mapping[str, str],
+    min_mask_area: float,
+) -> Sample | Refused:
     reason = ""
     for attempt in range(ATTEMPTS):
-        spec = plan_sample(pools, recipe, seed=seed, split=split, number=number, attempt=attempt)
+        if attempt:
+            spec, marks = plan_anew(attempt=attempt), None
         try:
-            return render(spec, roots, kind=KIND, min_mask_area=recipe.min_mask_area)
+            return render(spec, roots, kind=KIND, min_mask_area=min_mask_area, marks=marks)
         except TooLittleVisible as error:
             reason = str(error)
         except Unusable as error:
             return Refused(id=error.asset.id, source=error.asset.source, reason=error.reason)
-    return Refused(id=f"{split}-{number:08d}", source="scene", reason=reason)
+    return Refused(id=spec.key, source="scene", reason=reason)
 
 
 def render(
-    spec: SampleSpec, roots: Mapping[str, str], *, kind: str, min_mask_area: float = 0.0
+    spec: SampleSpec,
+    roots: Mapping[str, str],
+    *,
+    kind: str,
+    min_mask_area: float = 0.0,
+    marks: Marks | None = None,
 ) -> Sample:
     """Make a sample.
 
@@ -64,15 +116,18 @@ def render(
         roots: the folders that the catalog's URIs start from.
         min_mask_area: smallest share of the picture that must be visible of each object that has
             a class.
+        marks: of a natural scene, where they are known already.
 
     Raises:
         TooLittleVisible: less of one is.
         synth.assets.Unusable: a file is not what the catalog saw, or gone.
     """
+    image: np.ndarray | Image.Image
     if isinstance(spec, NaturalSpec):
-        image_HW3, objects, mask_HW = _natural_picture(spec, roots, min_mask_area)
+        objects, mask_HW = marks or _natural_marks(spec, min_mask_area)
+        image = _natural_picture(spec, roots)
     else:
-        image_HW3, objects, mask_HW = _composite_picture(spec, roots, min_mask_area)
+        image, (objects, mask_HW) = _composite_picture(spec, roots, min_mask_area)
     sound_N = _sound(spec, roots)
     on_screen = [sound for sound in spec.sounds if sound.on_screen]
     meta: dict[str, Any] = {
@@ -94,20 +149,16 @@ def render(
     }
     with stopwatch.time("encode"):
         members = {
-            "frame0.jpg": media.encode_jpeg(image_HW3, quality=spec.jpeg_quality),
+            "frame0.jpg": media.encode_jpeg(image, quality=spec.jpeg_quality),
             "mask0.png": media.encode_png(mask_HW),
             "audio.flac": media.encode_flac(sound_N),
         }
     return Sample(key=spec.key, members=members, meta=meta)
 
 
-Picture = tuple[np.ndarray, list[dict[str, Any]], np.ndarray]
-"""The picture, what is visible of each object, and the mask of what sounds."""
-
-
 def _composite_picture(
     spec: CompositeSpec, roots: Mapping[str, str], min_mask_area: float
-) -> Picture:
+) -> tuple[np.ndarray, Marks]:
     x, y, zoom = spec.background_crop
     size = (spec.image_size, spec.image_size)
     ground = load_background(spec.background, roots)
@@ -123,33 +174,38 @@ def _composite_picture(
             (placed.class_name, placed.id, placed.sounding, seen_HW)
             for placed, seen_HW in zip(spec.objects, visible, strict=True)
         ]
-        return image_HW3, *_marks(shown, size, min_mask_area)
+        return image_HW3, _marks(shown, size, min_mask_area)
 
 
-def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str], min_mask_area: float) -> Picture:
-    size = (spec.image_size, spec.image_size)
+def _natural_picture(spec: NaturalSpec, roots: Mapping[str, str]) -> Image.Image:
     photograph = read_photograph(spec.photograph, roots)
     with stopwatch.time("compose"):
-        left, top, right, bottom = spec.crop
+        size = (spec.image_size, spec.image_size)
         scaled = photograph.resize(size, Image.Resampling.BILINEAR, box=spec.crop)
+        if spec.flip:
+            scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+        return scaled.point(light_table(spec.light))
+
+
+def _natural_marks(spec: NaturalSpec, min_mask_area: float) -> Marks:
+    with stopwatch.time("compose"):
+        left, top, right, bottom = spec.crop
         # What each mask says at the centre of each pixel, as AVSBench's masks are resized.
         centres = (np.arange(spec.image_size) + 0.5) / spec.image_size
         columns = (left + centres * (right - left)).astype(int)
         rows = (top + centres * (bottom - top)).astype(int)
         if spec.flip:
-            scaled = scaled.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
             columns = columns[::-1]
         shown = []
         for marked in spec.objects:
             seen_HW = masks.sample_mask_rle(mask_of(marked.asset), rows, columns)
             shown.append((marked.asset.class_name, marked.asset.id, marked.sounding, seen_HW))
-        image_HW3 = np.asarray(scaled.point(light_table(spec.light)))
-        return image_HW3, *_marks(shown, size, min_mask_area)
+        return _marks(shown, (spec.image_size, spec.image_size), min_mask_area)
 
 
 def _marks(
     shown: list[tuple[str, str, bool, np.ndarray]], size: tuple[int, int], min_mask_area: float
-) -> tuple[list[dict[str, Any]], np.ndarray]:
+) -> Marks:
     # Masks that come from run lengths lie in memory column by column: so does what joins them.
     mask_HW = np.zeros_like(shown[0][3]) if shown else np.zeros(size, bool)
     seen: dict[str, np.ndarray] = {}

@@ -76,6 +76,9 @@ class Accounts:
         with FlopCounterMode(display=False) as counter:
             yield
         self._flop = float(counter.get_total_flops())
+        if not self._flop:
+            # A compiled model may hide its products: then nothing is claimed.
+            self._peak = None
 
     def spent(self) -> float:
         """Seconds in steps and waiting for them, since the start."""

@@ -190,6 +190,14 @@ def test_formats_that_run_programs_are_not_opened() -> None:
         media.decode_image(postscript)
 
 
+def test_a_jpeg_says_nothing_of_the_file_that_its_picture_comes_from() -> None:
+    image_HW3 = drawn()
+    said = {"comment": b"mine", "exif": b"Exif\0\0MM\0*", "dpi": (300, 300), "icc_profile": b"x"}
+    from_file = media.load_image(saved(Image.fromarray(image_HW3), "PNG"))
+    from_file.info.update(said)
+    assert media.encode_jpeg(from_file) == media.encode_jpeg(image_HW3)
+
+
 def test_encoded_bytes_are_the_same_every_time() -> None:
     image_HWC, wave_N = picture(size=(64, 48)), tone()
     for encode in (media.encode_png, media.encode_jpeg):

@@ -15,7 +15,7 @@ from synth.catalog import Catalog
 from synth.plan import NaturalSpec, plan_sample, plan_shards
 from synth.pools import Pools, select, split_assets
 from synth.recipe import Recipe, Samples
-from synth.render import make_sample, render
+from synth.render import make_sample, make_samples, render
 from tests.made_sources import CLASSES, natural_catalog
 
 SIDE = 64
@@ -176,6 +176,15 @@ def test_a_scene_that_shows_too_little_is_refused_with_its_reason(catalog: Catal
     row = make_sample(train(catalog, recipe), strict, catalog.roots, 0, "train", 1)
     assert isinstance(row, Refused)
     assert row.id == "train-00000001" and row.reason.startswith("mask: 0.")
+
+
+def test_samples_do_not_depend_on_those_that_are_planned_with_them(catalog: Catalog) -> None:
+    # So that some scenes are drawn anew and others are refused.
+    recipe = dataclasses.replace(RECIPE, min_mask_area=0.2, crop=(0.5, 1.0))
+    pools, numbers = train(catalog, RECIPE), range(3, 40)
+    alone = [make_sample(pools, recipe, catalog.roots, 0, "train", n) for n in numbers]
+    assert {type(sample) for sample in alone} == {Sample, Refused}
+    assert list(make_samples(pools, recipe, catalog.roots, 0, "train", numbers)) == alone
 
 
 def test_videos_of_avsbench_are_held_out_and_counted(catalog: Catalog, tmp_path: Path) -> None:

@@ -68,6 +68,13 @@ def test_rows_have_the_manners_of_a_list() -> None:
     assert not rows[:0] and list(Rows.of(Clip, [])) == []
 
 
+@pytest.mark.parametrize("sizes", [[20], [7, 13]])
+def test_a_row_of_a_part_of_a_table_is_that_row(sizes: list[int]) -> None:
+    rows = Rows(Clip, pieces(sizes).table.slice(3, 9))
+    assert [rows[number] for number in range(9)] == ROWS[3:12]
+    assert {type(value) for value in vars(rows[2]).values()} == {str, int, float}
+
+
 def test_rows_are_taken_by_position_and_by_mask_of_what_is_chosen_already() -> None:
     chosen = table()[::-1].take(np.asarray([5, 0, 5, 19]))
     assert list(chosen) == [ROWS[14], ROWS[19], ROWS[14], ROWS[0]]
