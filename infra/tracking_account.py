@@ -357,9 +357,11 @@ class Account:
         )
 
     def _write_record(self, **changes: Any) -> dict[str, Any]:
-        self._record = {**self._record, **changes}
-        storage.write_bytes(storage.join(self.folder, RECORD), canonical_json(self._record))
-        return self._record
+        # What is told of it from here on stands in the file already.
+        record = {**self._record, **changes}
+        storage.write_bytes(storage.join(self.folder, RECORD), canonical_json(record))
+        self._record = record
+        return record
 
 
 def _local_backlog(folder: str) -> Path:
