@@ -46,8 +46,8 @@ def test_computing_activations_again_changes_nothing(
     pair: tuple[Path, dict[Any, dict[str, Any]]],
 ) -> None:
     again, kept = pair[1]["again"], pair[1][1]
-    assert again["losses"] == pytest.approx(kept["losses"], rel=1e-6)
-    assert again["weights"] == pytest.approx(kept["weights"], rel=1e-5, abs=1e-6)
+    assert again["losses"] == pytest.approx(kept["losses"], rel=1e-5)
+    assert again["weights"] == pytest.approx(kept["weights"], rel=1e-3, abs=1e-4)
 
 
 def test_a_compiled_encoder_has_the_losses_of_a_plain_one() -> None:
