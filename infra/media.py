@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from infra import mp4
 from infra.resampling import SAMPLE_RATE as SAMPLE_RATE
 from infra.resampling import resample as resample
 
@@ -40,11 +41,6 @@ _IMAGE_FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF")
 _SOUND_FORMATS = {"WAV", "WAVEX", "FLAC", "OGG", "MP3"}
 # As FFmpeg names its decoders. Those of the pictures are never opened.
 _SOUND_CODECS = {"aac", "alac", "flac", "mp3", "mp3float", "opus", "libopus", "vorbis"}
-
-# An hour of sound and pictures has 400,000.
-_MAX_PACKETS = 1_000_000
-# The count of packets in an MP4's tables; cmov is a header in zlib.
-_TABLES = re.compile(rb"(?s)(?:stsz|stz2)(?=.{8}(.{4}))|trun(?=.{4}(.{4}))|cmov")
 
 # EXIF's orientation (tag 0x0112) -> what brings the picture upright.
 _ORIENTATION = 0x0112
@@ -310,8 +306,8 @@ def _decode_container(
 ) -> tuple[np.ndarray, int]:
     import av
 
-    if container == "mp4" and _packets_claimed(data) > _MAX_PACKETS:
-        raise ValueError(f"the sound has more than the {_MAX_PACKETS} packets allowed")
+    if container == "mp4" and mp4.packets_claimed(data) > mp4.MAX_PACKETS:
+        raise ValueError(f"the sound has more than the {mp4.MAX_PACKETS} packets allowed")
     # The container is named, so no play list is opened; no protocol is allowed; and looking for
     # streams opens no decoder but those of sound.
     options = {"protocol_whitelist": "none", "codec_whitelist": ",".join(sorted(_SOUND_CODECS))}
@@ -348,26 +344,6 @@ def _decode_container(
                 block_N = block_N[max(first - at, 0) : max(last - at, 0)]
             pieces.append(block_N)
     return _joined(pieces), rate
-
-
-def _packets_claimed(mp4: bytes) -> int:
-    """What the tables say, true or not: FFmpeg makes room for so many before it looks further.
-
-    The tables are looked for as bytes, in every box but the media data, because FFmpeg finds
-    them in whatever box they are.
-    """
-    at = claimed = 0
-    while at < len(mp4):
-        size, kind = int.from_bytes(mp4[at : at + 4]), mp4[at + 4 : at + 8]
-        if size == 1:
-            size = int.from_bytes(mp4[at + 8 : at + 16])
-        end = min(at + size, len(mp4)) if size >= 8 else len(mp4)
-        if kind != b"mdat" or 0 < size < 8:
-            for table in _TABLES.finditer(mp4, at, end):
-                count = table[1] or table[2]
-                claimed += int.from_bytes(count) if count else _MAX_PACKETS + 1
-        at = end
-    return claimed
 
 
 def _container_blocks(file: Any, stream: Any) -> Iterator[tuple[float, int, np.ndarray]]:

@@ -134,9 +134,13 @@ def _play(scenario: dict[str, Any]) -> dict[str, Any]:
                     progress=progress,
                 )
         torch.distributed.barrier()
-    sums = {name: float(value.double().abs().sum()) for name, value in gathered["weights"].items()}
+    sums = {
+        key: {name: float(value.double().abs().sum()) for name, value in values.items()}
+        for key, values in gathered.items()
+    }
+    optimizer_steps = checkpoint.optimizer_state(engine)[0]
     engine.destroy()
-    return {"losses": losses, "norms": norms, "weights": sums}
+    return {"losses": losses, "norms": norms, "optimizer_steps": optimizer_steps, **sums}
 
 
 def made_batch(step: int) -> Any:

@@ -61,12 +61,6 @@ class Progress:
     """Steps done, which is also the position in the data and in the schedule."""
     digest: str = ""
     """Of what is learned and from what; a checkpoint of another stage does not fit."""
-    best_m_j: float | None = None
-    """Highest score on the val split so far."""
-    best_step: int = 0
-    """Where it was found."""
-    without_better: int = 0
-    """Validations since then."""
     training_seconds: float = 0.0
     """Spent in steps, over all attempts."""
     optimizer_steps: float = 0.0

@@ -181,7 +181,7 @@ class _Run:
         )
         pending: list[dict[str, Tensor]] = []
         for step, batch in enumerate(self.accounts.waiting_for(loader), start=first):
-            if config.patience is not None and self.progress.without_better >= config.patience:
+            if config.patience is not None and self._without_better() >= config.patience:
                 self._say(f"no better M_J in {config.patience} validations: ended at step {step}")
                 break
             done = step + 1
@@ -205,6 +205,11 @@ class _Run:
         validating = last or done % every == 0
         between = config.checkpoint_every
         return validating, validating or (between is not None and done % between == 0)
+
+    def _without_better(self) -> int:
+        """Validations since the best one."""
+        scores = [point["val_m_j"] for point in self.history if "val_m_j" in point]
+        return len(scores) - 1 - scores.index(max(scores)) if scores else 0
 
     def _step(self, step: int, batch: Batch) -> dict[str, Tensor]:
         """One optimisation step; of each part of the loss this rank's share of the mean."""
@@ -259,7 +264,7 @@ class _Run:
         return True
 
     def _validate(self, done: int) -> None:
-        config, best = self.config, self.progress.best_m_j
+        config = self.config
         folder = f"overlays/step-{done:08d}"
         with self.accounts.paused():
             with self.mean.in_place() if self.mean is not None else nullcontext():
@@ -274,13 +279,6 @@ class _Run:
             self.history.append(point)
             if self.rank == 0:
                 self.board.post(point)
-            if best is None or scores.m_j > best:
-                self.progress = replace(
-                    self.progress, best_m_j=scores.m_j, best_step=done, without_better=0
-                )
-            else:
-                since = self.progress.without_better + 1
-                self.progress = replace(self.progress, without_better=since)
             self._save(done, scores.m_j)
 
     def _save(self, done: int, m_j: float | None = None) -> None:

@@ -9,10 +9,13 @@ import urllib.request
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+import torch
 
 from infra import cluster
+from model import build_save, saved
 from tests.integration.servers import (
     BIN,
     START_SECONDS,
@@ -25,6 +28,9 @@ from tests.integration.servers import (
     short_folder,
     wait_until,
 )
+
+if TYPE_CHECKING:
+    from infra.tracking import Tracker
 
 __all__ = [
     "BIN",
@@ -115,3 +121,22 @@ def _takes_jobs(jobs: str, env: dict[str, str]) -> bool:
             return bool(answer.status == 200)
     except (urllib.error.URLError, OSError):
         return False
+
+
+@pytest.fixture(scope="module")
+def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A tiny model with random weights, saved."""
+    folder = tmp_path_factory.mktemp("model")
+    torch.manual_seed(0)
+    saved.save(build_save("save_tiny", image_size=64), folder)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
+    """One database for all tests of a file: making it is what takes time."""
+    # MLflow takes seconds to import, and most tests do without it.
+    from infra.tracking import Tracker
+
+    database = tmp_path_factory.mktemp("ml flow") / "runs" / "mlflow.db"
+    return Tracker(f"sqlite:///{database}", "tests")

@@ -7,11 +7,10 @@ import shutil
 from pathlib import Path
 
 import pytest
-import torch
 
 from infra import registry
 from infra.tracking import Tracker
-from model import build_save, saved
+from model import saved
 from tests.made_corpus import write_made_corpus
 from training.recipe import TrainConfig
 from training.reporting import reporting
@@ -19,19 +18,6 @@ from training.reporting import reporting
 pytestmark = pytest.mark.integration
 
 NAME = "save-lineage"
-
-
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    return Tracker(f"sqlite:///{tmp_path_factory.mktemp('mlflow')}/mlflow.db", "tests")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    saved.save(build_save("save_tiny", image_size=64), folder)
-    return folder
 
 
 def test_a_stage_names_the_run_stage_and_weights_that_it_comes_from(

@@ -25,21 +25,6 @@ pytestmark = pytest.mark.integration
 _names = itertools.count()
 
 
-@pytest.fixture(scope="module")
-def tracker(tmp_path_factory: pytest.TempPathFactory) -> Tracker:
-    """One database for all tests here: making it is what takes time."""
-    database = tmp_path_factory.mktemp("ml flow") / "runs" / "mlflow.db"
-    return Tracker(f"sqlite:///{database}", "tests")
-
-
-@pytest.fixture(scope="module")
-def model_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("model")
-    torch.manual_seed(0)
-    saved.save(build_save("save_tiny", image_size=64), folder)
-    return folder
-
-
 @pytest.fixture
 def name() -> str:
     return f"save-{next(_names)}"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import subprocess
 import sys
@@ -15,48 +14,28 @@ import torch
 from safetensors.torch import load_file
 
 from infra import cluster
-from tests.made_corpus import write_made_corpus
+from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import models
-from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+from training.recipe import ModelConfig, WorkersConfig
 from training.stage import run_stage
-from training.step import OptimizerConfig
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-STEPS, EVERY = 12, 4
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("training")
-    write_made_corpus(
-        str(folder / "corpus"), samples={"train": 12, "val": 4}, size=64, first_mask_only=True
-    )
+    write_small_corpus(folder)
     yield folder
     cluster.disconnect()
-
-
-def stage(folder: Path, name: str, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        stage=name,
-        corpus=str(folder / "corpus"),
-        output=str(folder / "runs"),
-        model=ModelConfig(image_size=64),
-        batch=5,
-        steps=STEPS,
-        class_weight=0.5,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3),
-        validate_every=EVERY,
-        log_every=1,
-    )
-    return dataclasses.replace(config, **changes)
 
 
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     points: list[dict[str, float]] = []
-    return run_stage(stage(folder, "undisturbed"), on_metrics=points.append), points
+    return run_stage(small_stage(folder, "undisturbed"), on_metrics=points.append), points
 
 
 def weights(uri: str) -> dict[str, torch.Tensor]:
@@ -84,7 +63,9 @@ def test_dense_adapters_learn_the_same_on_one_worker_and_on_two(folder: Path) ->
     found = []
     for name, count, zero_stage in (("dense-1", 1, 0), ("dense-2", 2, 1)):
         workers = WorkersConfig(count=count, zero_stage=zero_stage)
-        made = stage(folder, name, model=model, workers=workers, batch=4, steps=4, validate_every=4)
+        made = small_stage(
+            folder, name, model=model, workers=workers, batch=4, steps=4, validate_every=4
+        )
         summary = run_stage(made)
         losses = [point["loss"] for point in summary["history"] if "loss" in point]
         found.append((losses, weights(summary["checkpoint"])))
@@ -98,11 +79,11 @@ def test_dense_adapters_learn_the_same_on_one_worker_and_on_two(folder: Path) ->
 def test_a_finished_stage_is_not_trained_again(
     folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
 ) -> None:
-    again = run_stage(stage(folder, "undisturbed"))
+    again = run_stage(small_stage(folder, "undisturbed"))
     assert again["checkpoint"] == undisturbed[0]["checkpoint"]
     assert again["seconds"] < 5
     with pytest.raises(ValueError, match="another configuration"):
-        run_stage(stage(folder, "undisturbed", seed=1))
+        run_stage(small_stage(folder, "undisturbed", seed=1))
 
 
 def test_the_entry_point_finetunes_from_a_parent_with_one_worker(
@@ -136,7 +117,7 @@ def test_the_entry_point_finetunes_from_a_parent_with_one_worker(
 def test_a_parent_of_another_size_is_refused_before_anything_starts(
     folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
 ) -> None:
-    config = stage(
+    config = small_stage(
         folder,
         "other_size",
         parent=undisturbed[0]["checkpoint"],

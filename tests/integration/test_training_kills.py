@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import random
 import subprocess
 import sys
@@ -18,47 +17,30 @@ from safetensors.torch import load_file
 
 from infra import cluster, storage
 from infra.config import JobFailed
-from tests.made_corpus import write_made_corpus
+from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import stage as stages
 from training.checkpoint_store import CheckpointStore
-from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+from training.recipe import TrainConfig, WorkersConfig
 from training.stage import run_stage
 from training.step import OptimizerConfig
 
 pytestmark = pytest.mark.integration
 
 ROOT = Path(__file__).parents[2]
-STEPS = 12
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kills")
-    write_made_corpus(
-        str(folder / "corpus"), samples={"train": 12, "val": 4}, size=64, first_mask_only=True
-    )
+    write_small_corpus(folder)
     yield folder
     cluster.disconnect()
 
 
 def stage(folder: Path, name: str, **changes: Any) -> TrainConfig:
-    config = TrainConfig(
-        stage=name,
-        corpus=str(folder / "corpus"),
-        output=str(folder / "runs"),
-        model=ModelConfig(image_size=64),
-        batch=5,
-        steps=STEPS,
-        class_weight=0.5,
-        ema=0.9,
-        optimizer=OptimizerConfig(learning_rate=1e-3, warmup_steps=3),
-        validate_every=6,
-        checkpoint_every=2,
-        log_every=1,
-        overlays=0,
-        keep=9,
-    )
-    return dataclasses.replace(config, **changes)
+    """With a checkpoint every second step, and none thrown away."""
+    kept = {"ema": 0.9, "validate_every": 6, "checkpoint_every": 2, "overlays": 0, "keep": 9}
+    return small_stage(folder, name, **(kept | changes))
 
 
 @pytest.fixture(scope="module")

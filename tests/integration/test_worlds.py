@@ -58,6 +58,24 @@ def test_a_compiled_encoder_has_the_losses_of_a_plain_one() -> None:
     assert compiled["norms"] == pytest.approx(plain["norms"], rel=1e-4)
 
 
+def test_what_is_taken_up_is_what_was_written_and_nothing_is_compiled(
+    pair: tuple[Path, dict[Any, dict[str, Any]]], tmp_path: Path
+) -> None:
+    folder, found = pair
+    ways = [(0, 1), (1, 0), (2, 3), (3, 2)]
+    scenarios = [
+        {"steps": [3, 3], "zero_stage": after, "restore": str(folder / str(before))}
+        for before, after in ways
+    ]
+    taken_up = worlds.run(1, scenarios, TORCH_EXTENSIONS_DIR=str(tmp_path))
+    for (before, after), state in zip(ways, taken_up, strict=True):
+        for key in ("weights", "exp_avg", "exp_avg_sq", "optimizer_steps"):
+            assert state[key] == found[before][key], (before, after, key)
+        assert state["optimizer_steps"] == 3.0
+    # A process killed while it compiles leaves a lock on which every later start waits.
+    assert not list(tmp_path.rglob("*"))
+
+
 @pytest.mark.parametrize("world", [1, 3])
 def test_a_checkpoint_of_two_ranks_goes_on_in_any_world_and_zero_stage(
     pair: tuple[Path, dict[Any, dict[str, Any]]], world: int

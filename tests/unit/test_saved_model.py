@@ -178,7 +178,9 @@ def test_a_checkpoint_is_a_model_folder_and_knows_its_place(tmp_path: Path) -> N
     mean, square = (
         {name: torch.full_like(p, value) for name, p in weights.items()} for value in (2.0, 3.0)
     )
-    progress = Progress(step=7, digest="abc", best_m_j=0.5, history=[{"step": 7.0, "loss": 1.0}])
+    progress = Progress(
+        step=7, digest="abc", training_seconds=0.5, history=[{"step": 7.0, "loss": 1.0}]
+    )
     gathered = {"weights": weights, "exp_avg": mean, "exp_avg_sq": square}
     checkpoint.write(tmp_path, learner=learner, gathered=gathered, mean=None, progress=progress)
     assert checkpoint.read_progress(tmp_path) == progress
