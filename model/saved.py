@@ -44,16 +44,16 @@ def save(model: SAVE, folder: Path, *, weights: Mapping[str, Tensor] | None = No
             precision copies that an optimizer holds.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    kept = {
+    tensors = {
         name: (weights or {}).get(name, value).detach().to("cpu", torch.float32).contiguous()
-        for name, value in _kept(model).items()
+        for name, value in kept(model).items()
     }
     description = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model.config),
         "base_sha256": model.base,
     }
-    save_file(kept, folder / WEIGHTS)
+    save_file(tensors, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 
@@ -104,7 +104,7 @@ def load_weights(model: SAVE, folder: Path) -> None:
         raise ValueError(f"{folder} holds a model of another configuration: {told}")
     _check_base(model, description["base_sha256"], folder)
     weights = _read_weights(folder / WEIGHTS)
-    if problems := mismatch(weights, _kept(model)):
+    if problems := mismatch(weights, kept(model)):
         raise ValueError(f"{folder / WEIGHTS} does not fit {model.config.name}; {problems}")
     model.load_state_dict(weights, strict=False)
 
@@ -127,7 +127,7 @@ def read_config(folder: Path) -> dict[str, Any]:
     return description
 
 
-def _kept(model: SAVE) -> dict[str, Tensor]:
+def kept(model: SAVE) -> dict[str, Tensor]:
     """The tensors that cannot be rebuilt from the configuration and the published checkpoints."""
     trained = {name for name, _ in model.trainable_parameters()}
     published = {part for key in model.base for part in BASE_PARTS[key]}

@@ -126,13 +126,10 @@ def _play(scenario: dict[str, Any]) -> dict[str, Any]:
         )
         with checkpoint.whole(learner):
             if rank == 0:
-                checkpoint.write(
-                    Path(scenario["save"]),
-                    learner=learner,
-                    gathered=gathered,
-                    mean=None,
-                    progress=progress,
+                taken = checkpoint.snapshot(
+                    learner, gathered=gathered, mean=None, progress=progress
                 )
+                taken.write(Path(scenario["save"]))
         torch.distributed.barrier()
     sums = {
         key: {name: float(value.double().abs().sum()) for name, value in values.items()}

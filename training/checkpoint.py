@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,7 +33,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from model import saved
+from model import SAVE, saved
 from training.step import Learner, set_learning_rate
 
 OPTIMIZER = "optimizer.safetensors"
@@ -91,15 +91,40 @@ def optimizer_state(engine: Any) -> tuple[float, dict[str, float]]:
     return max(steps, default=0.0), told
 
 
-def write(
-    folder: Path,
-    *,
+@dataclass(frozen=True, kw_only=True)
+class Snapshot:
+    """A checkpoint in memory, which training no longer changes."""
+
+    save: SAVE
+    model: Tensors
+    """Every tensor of the model's file."""
+    optimizer: Tensors
+    """Every tensor of the optimizer's."""
+    progress: Progress
+
+    def write(self, folder: Path) -> None:
+        """Write its files into a local folder.
+
+        Raises:
+            OSError: they cannot be written.
+        """
+        state = {"format_version": FORMAT_VERSION, **vars(self.progress)}
+        try:
+            saved.save(self.save, folder, weights=self.model)
+            save_file(self.optimizer, folder / OPTIMIZER)
+        except SafetensorError as error:
+            raise OSError(f"{folder}: {error}") from None
+        (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+
+
+def snapshot(
     learner: Learner,
+    *,
     gathered: Mapping[str, Tensors],
     mean: Tensors | None,
     progress: Progress,
-) -> None:
-    """Write a checkpoint into a local folder; one rank does, see ``whole``.
+) -> Snapshot:
+    """A checkpoint of now; one rank takes it, see ``whole``.
 
     Args:
         gathered: what ``gather`` returned.
@@ -107,7 +132,11 @@ def write(
     """
     weights = gathered[MASTER] if mean is None else mean
     own = {k.removeprefix("save."): v for k, v in weights.items() if k.startswith("save.")}
-    saved.save(learner.save, folder, weights=own)
+    # What is not trained is copied: under ZeRO 3 it is whole only now.
+    model = {
+        name: own[name] if name in own else value.detach().to("cpu", torch.float32, copy=True)
+        for name, value in saved.kept(learner.save).items()
+    }
     tensors = {f"{key}/{name}": v for key in MOMENTS for name, v in gathered[key].items()}
     for name, value in gathered[MASTER].items():
         if mean is not None or not name.startswith("save."):
@@ -115,9 +144,10 @@ def write(
     for name, value in (mean or {}).items():
         if not name.startswith("save."):
             tensors[f"{MEAN}/{name}"] = value
-    save_file({name: value.contiguous() for name, value in tensors.items()}, folder / OPTIMIZER)
-    state = {"format_version": FORMAT_VERSION, **vars(progress)}
-    (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+    optimizer = {name: value.contiguous() for name, value in tensors.items()}
+    # The curves grow on while it is written.
+    progress = replace(progress, history=list(progress.history))
+    return Snapshot(save=learner.save, model=model, optimizer=optimizer, progress=progress)
 
 
 def read_progress(folder: Path) -> Progress:

@@ -16,7 +16,6 @@ import hashlib
 import json
 import logging
 import re
-import shutil
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -65,14 +64,14 @@ class CheckpointStore:
         """URI of a checkpoint's folder."""
         return storage.join(self.uri, _name(step))
 
-    def save(self, folder: Path, step: int, m_j: float | None) -> None:
-        """Take over a local folder with a checkpoint and bring it to its place in the background.
+    def save(self, write: Callable[[Path], object], step: int, m_j: float | None) -> None:
+        """Bring to its place, in the background, what ``write`` writes into a local folder.
 
         Waits for the checkpoint before. One that cannot be written costs a word and no more: an
         older one stands, and a newer one will come.
         """
         self._settle()
-        self._upload = self._uploads.submit(self._bring, folder, step, m_j)
+        self._upload = self._uploads.submit(self._bring, write, step, m_j)
 
     def wait(self) -> None:
         """Wait for the last upload.
@@ -134,8 +133,10 @@ class CheckpointStore:
         (checkpoint,) = (one for one in self.committed() if one.step == step)
         self.fetch(checkpoint, folder)
 
-    def _bring(self, folder: Path, step: int, m_j: float | None) -> None:
-        try:
+    def _bring(self, write: Callable[[Path], object], step: int, m_j: float | None) -> None:
+        with tempfile.TemporaryDirectory(prefix="save-checkpoint-") as name:
+            folder = Path(name)
+            write(folder)
             files = {}
             for path in sorted(folder.iterdir()):
                 files[path.name] = (path.stat().st_size, _sha256(path))
@@ -143,8 +144,6 @@ class CheckpointStore:
             document = {"format_version": FORMAT_VERSION, "step": step, "m_j": m_j, "files": files}
             commit = storage.join(self.uri, f"{_name(step)}.json")
             storage.write_bytes(commit, canonical_json(document))
-        finally:
-            shutil.rmtree(folder, ignore_errors=True)
         self._prune()
 
     def _prune(self) -> None:
@@ -174,11 +173,6 @@ def better(checkpoint: Committed) -> tuple[float, int]:
 def best(checkpoints: Sequence[Committed]) -> Committed:
     """The best of those that were validated."""
     return max((one for one in checkpoints if one.m_j is not None), key=better)
-
-
-def local_folder() -> Path:
-    """A fresh folder for ``CheckpointStore.save`` to take over."""
-    return Path(tempfile.mkdtemp(prefix="save-checkpoint-"))
 
 
 def _name(step: int) -> str:

@@ -30,7 +30,7 @@ from model import build_save, saved
 from training import checkpoint, models
 from training.accounts import Accounts, matrix_peak
 from training.checkpoint import Progress
-from training.checkpoint_store import CheckpointStore, local_folder
+from training.checkpoint_store import CheckpointStore
 from training.data import Batch, FrameSamples, batches
 from training.engine import start_engine, take_step
 from training.few_shot import few_shot_rows
@@ -294,15 +294,13 @@ class _Run:
         )
         with checkpoint.whole(self.learner):
             if self.rank == 0:
-                folder = local_folder()
-                checkpoint.write(
-                    folder,
-                    learner=self.learner,
+                taken = checkpoint.snapshot(
+                    self.learner,
                     gathered=gathered,
                     mean=None if self.mean is None else self.mean.on_cpu(),
                     progress=self.progress,
                 )
-                self.store.save(folder, done, m_j)
+                self.store.save(taken.write, done, m_j)
         if self.noticed:
             self.store.wait()
 

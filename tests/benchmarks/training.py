@@ -222,7 +222,7 @@ def run_checkpoints(told: str) -> None:
 
     from model import build_save
     from training import checkpoint
-    from training.checkpoint_store import CheckpointStore, local_folder
+    from training.checkpoint_store import CheckpointStore
     from training.engine import start_engine
     from training.step import Learner
 
@@ -238,10 +238,10 @@ def run_checkpoints(told: str) -> None:
     spent: dict[str, list[float]] = {"the loop waits": [], "in the background": [], "load": []}
     for turn in range(int(turns)):
         times = [time.perf_counter()]
-        gathered, taken = checkpoint.gather(engine, learner), local_folder()
+        gathered = checkpoint.gather(engine, learner)
         progress = checkpoint.Progress(step=turn)
-        checkpoint.write(taken, learner=learner, gathered=gathered, mean=None, progress=progress)
-        store.save(taken, turn, None)
+        taken = checkpoint.snapshot(learner, gathered=gathered, mean=None, progress=progress)
+        store.save(taken.write, turn, None)
         times.append(time.perf_counter())
         store.wait()
         times.append(time.perf_counter())

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
+from threading import Event
 
 import pytest
 
 from infra import storage
 from training import checkpoint_store
-from training.checkpoint_store import CheckpointStore, local_folder
+from training.checkpoint_store import CheckpointStore
 
 
-def made(step: int) -> Path:
-    folder = local_folder()
-    (folder / "state.json").write_text(json.dumps({"step": step}))
-    (folder / "save.safetensors").write_bytes(bytes([step]) * 100)
-    return folder
+def made(step: int) -> Callable[[Path], None]:
+    def write(folder: Path) -> None:
+        (folder / "state.json").write_text(json.dumps({"step": step}))
+        (folder / "save.safetensors").write_bytes(bytes([step]) * 100)
+
+    return write
 
 
 @pytest.fixture
@@ -108,6 +111,20 @@ def test_what_a_killed_run_left_is_cleared_by_the_next_checkpoint(store: Checkpo
     storage.write_bytes(f"{store.folder(7)}/save.safetensors", b"half")
     save(store, 8)
     assert not storage.list_sizes(store.folder(7))
+
+
+def test_training_goes_on_while_a_checkpoint_is_written(store: CheckpointStore) -> None:
+    goes_on = Event()
+
+    def write(folder: Path) -> None:
+        assert goes_on.wait(30), "saving waited for the files"
+        made(1)(folder)
+
+    store.save(write, 1, None)
+    assert not store.committed()
+    goes_on.set()
+    store.wait()
+    assert [one.step for one in store.committed()] == [1]
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_a_word_and_the_last_one_an_error(

@@ -182,7 +182,8 @@ def test_a_checkpoint_is_a_model_folder_and_knows_its_place(tmp_path: Path) -> N
         step=7, digest="abc", training_seconds=0.5, history=[{"step": 7.0, "loss": 1.0}]
     )
     gathered = {"weights": weights, "exp_avg": mean, "exp_avg_sq": square}
-    checkpoint.write(tmp_path, learner=learner, gathered=gathered, mean=None, progress=progress)
+    taken = checkpoint.snapshot(learner, gathered=gathered, mean=None, progress=progress)
+    taken.write(tmp_path)
     assert checkpoint.read_progress(tmp_path) == progress
     loaded = dict(models.load_model(str(tmp_path)).named_parameters())
     assert torch.equal(loaded["audio_adapter.input.bias"], weights["save.audio_adapter.input.bias"])
@@ -197,15 +198,34 @@ def test_with_a_running_mean_that_is_the_model_and_the_weights_lie_beside(tmp_pa
     mean = {name: p.detach() + 5.0 for name, p in learner.trainable()}
     moments = {key: {k: v.clone() for k, v in weights.items()} for key in checkpoint.MOMENTS}
     gathered = {"weights": weights, **moments}
-    checkpoint.write(
-        tmp_path, learner=learner, gathered=gathered, mean=mean, progress=Progress(step=1)
-    )
+    progress = Progress(step=1)
+    checkpoint.snapshot(learner, gathered=gathered, mean=mean, progress=progress).write(tmp_path)
     name = "audio_adapter.input.bias"
     loaded = dict(models.load_model(str(tmp_path)).named_parameters())
     assert torch.equal(loaded[name], mean[f"save.{name}"])
     kept = load_file(tmp_path / checkpoint.OPTIMIZER)
     assert torch.equal(kept[f"weights/save.{name}"], weights[f"save.{name}"])
     assert torch.equal(kept["mean/heads.sound.bias"], mean["heads.sound.bias"])
+
+
+def test_training_that_goes_on_changes_nothing_of_a_checkpoint_not_yet_written(
+    tmp_path: Path,
+) -> None:
+    learner = Learner(tiny(), classes=0)
+    weights = {name: p.detach().clone() for name, p in learner.trainable()}
+    before = {name: value.clone() for name, value in learner.save.state_dict().items()}
+    progress = Progress(step=1, history=[{"step": 1.0}])
+    moments = {key: {k: v.clone() for k, v in weights.items()} for key in checkpoint.MOMENTS}
+    gathered = {"weights": weights, **moments}
+    taken = checkpoint.snapshot(learner, gathered=gathered, mean=None, progress=progress)
+    progress.history.append({"step": 2.0})
+    with torch.no_grad():
+        for value in learner.save.state_dict().values():
+            value.zero_()
+    taken.write(tmp_path)
+    written = load_file(tmp_path / saved.WEIGHTS)
+    assert all(torch.equal(value, before[name]) for name, value in written.items())
+    assert checkpoint.read_progress(tmp_path).history == [{"step": 1.0}]
 
 
 def test_a_torn_state_is_refused(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,22 +13,24 @@ import pytest
 from infra.corpus import Corpus
 from tests.made_corpus import write_made_corpus
 from training import checkpoint, stage
-from training.checkpoint_store import CheckpointStore, local_folder
+from training.checkpoint_store import CheckpointStore
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+
+
+def _write_state(text: str, folder: Path) -> None:
+    (folder / checkpoint.STATE).write_text(text)
 
 
 def write_checkpoints(run: Path, scores: dict[int, float], keep: int = 1) -> None:
     """As workers do, but of a model that is not there."""
     store = CheckpointStore(str(run / stage.CHECKPOINTS), keep=keep)
     for step in scores:
-        folder = local_folder()
         points = [
             {"step": float(s), "val_m_j": scores[s], "val_m_f": 0.9} for s in scores if s <= step
         ]
         state = {"format_version": checkpoint.FORMAT_VERSION, "step": step, "history": points}
         state["training_seconds"] = 2.0 * step
-        (folder / checkpoint.STATE).write_text(json.dumps(state))
-        store.save(folder, step, scores[step])
+        store.save(partial(_write_state, json.dumps(state)), step, scores[step])
     store.wait()
 
 
