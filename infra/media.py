@@ -112,8 +112,11 @@ def decode_mask(data: bytes, *, max_pixels: int = MAX_PIXELS) -> np.ndarray:
     image = _open_image(data, max_pixels)
     with _decoding("picture"):
         is_deep = image.mode.startswith("I;16")
-        value_HW = np.asarray(image if is_deep or image.mode == "P" else image.convert("L"))
-        grey_HW = value_HW >> 8 if is_deep else np.asarray(image.convert("L"))
+        # Pillow copies what is grey already.
+        grey = image if is_deep or image.mode == "L" else image.convert("L")
+        grey_HW = np.asarray(grey)
+        value_HW = np.asarray(image) if image.mode == "P" else grey_HW
+        grey_HW = grey_HW >> 8 if is_deep else grey_HW
     if value_HW.max() == 1 and grey_HW.max() < 128:
         return value_HW == 1
     return grey_HW >= 128

@@ -99,22 +99,9 @@ class Tracker:
         self.experiment_id = self.client.create_experiment(experiment, artifact_location=location)
 
     @contextmanager
-    def run(
-        self, name: str, *, parent: Run | None = None, run_id: str | None = None
-    ) -> Iterator[Run]:
-        """A run that ends with the block: FINISHED, or FAILED when the block raises.
-
-        Args:
-            parent: the run this one is shown under.
-            run_id: go on with this run instead of starting one.
-        """
-        if run_id is None:
-            tags = {"mlflow.parentRunId": parent.id} if parent else {}
-            run_id = self.client.create_run(
-                self.experiment_id, run_name=name, tags=tags
-            ).info.run_id
-        else:
-            self.client.update_run(run_id, status="RUNNING")
+    def run(self, name: str) -> Iterator[Run]:
+        """A run that ends with the block: FINISHED, or FAILED when the block raises."""
+        run_id = self.client.create_run(self.experiment_id, run_name=name).info.run_id
         status = "FAILED"
         try:
             yield Run(self.client, run_id)
@@ -129,6 +116,10 @@ class Run:
     def __init__(self, client: MlflowClient, run_id: str) -> None:
         self.client = client
         self.id = run_id
+
+    def put_under(self, parent: Run) -> None:
+        """Show this run below another one of the same experiment."""
+        self.set_tags({"mlflow.parentRunId": parent.id})
 
     def log_config(self, config: Mapping[str, Any]) -> None:
         """The resolved configuration, flattened into parameters, and whole as ``config.yaml``."""

@@ -22,6 +22,8 @@ LOWEST_HZ, HIGHEST_HZ = 125.0, 7500.0
 LOG_OFFSET = 0.01
 EXAMPLE_FRAMES = 96
 EMBEDDING_DIM = 128
+# Of a sample; full scale is 1. Its power in a spectrum is still far from float32's overflow.
+LOUDEST = 1e12
 
 
 def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
@@ -38,7 +40,8 @@ def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
         float32 ``[T, 1, 96, 64]``, natural logarithm of mel magnitudes plus 0.01.
 
     Raises:
-        ValueError: the waveform is not a finite float32 vector, or the rate not positive.
+        ValueError: the waveform is no float32 vector, holds NaN or samples beyond ``LOUDEST``, or
+            the rate is not positive.
     """
     if waveform.ndim != 1 or waveform.dtype != torch.float32:
         raise ValueError(
@@ -48,8 +51,8 @@ def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
     if sample_rate <= 0:
         raise ValueError(f"sample_rate must be a positive number of Hz, got {sample_rate}")
     # The extremes show what is not finite, in a tenth of the time of looking at each sample.
-    if len(waveform) and not all(math.isfinite(float(end)) for end in waveform.aminmax()):
-        raise ValueError("the waveform holds NaN or infinite samples")
+    if len(waveform) and not all(abs(float(end)) < LOUDEST for end in waveform.aminmax()):
+        raise ValueError("the waveform holds NaN, infinite or absurdly large samples")
     if sample_rate != SAMPLE_RATE:
         # Only here: the network itself needs torch alone.
         import torchaudio
@@ -63,7 +66,9 @@ def log_mel_examples(waveform: Tensor, sample_rate: int) -> Tensor:
     # Padded here, because rfft's own padding takes longer than the FFT.
     frames = windows.new_zeros(len(windows), FFT)
     frames[:, :WINDOW] = windows * _hann().to(waveform.device)
-    magnitude = torch.fft.rfft(frames).abs()
+    # In a third of the time of ``abs``, which minds an overflow that LOUDEST rules out.
+    power = torch.view_as_real(torch.fft.rfft(frames)).square()
+    magnitude = (power[..., 0] + power[..., 1]).sqrt()
     mel = magnitude @ _mel_matrix().to(waveform.device)
     log_mel = (mel + LOG_OFFSET).log()
     examples = len(log_mel) // EXAMPLE_FRAMES

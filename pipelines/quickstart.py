@@ -87,7 +87,7 @@ def quickstart(job: QuickstartConfig) -> dict[str, Any]:
         synthetic = story.synthesize()
     with story.part("miniature", "writing and sharding a miniature in AVSBench's layout"):
         miniature = story.make_miniature(catalog)
-    tracker = Tracker(f"sqlite:///{story.folder}/mlflow.db", "quickstart")
+    tracker = Tracker(f"sqlite:///{story.folder}/mlflow.db")
     with tracker.run("quickstart") as parent:
         parent.log_config(config.to_dict(job))
         models = story.train(tracker, parent, synthetic, miniature)
@@ -229,20 +229,14 @@ class Story:
                     "model.image_size": self.job.image_size,
                     "steps": plan.steps,
                     "seed": self.job.seed,
+                    "tracking": tracker.uri,
                 }
                 if plan.learning_rate is not None:
                     changes["optimizer.learning_rate"] = plan.learning_rate
-                job = read_stage(plan.recipe, changes)
-                with tracker.run(plan.stage, parent=parent) as run:
-                    run.log_config(config.to_dict(job))
-                    run.log_corpus(corpus, name=corpus.manifest["kind"], context="train")
-                    result = run_stage(job)
-                    run.log_curves(
-                        (int(point["step"]), {k: v for k, v in point.items() if k != "step"})
-                        for point in result["history"]
-                    )
-                    run.log_model(Path(result["checkpoint"]))
-                    self.run_ids[plan.stage] = run.id
+                result = run_stage(read_stage(plan.recipe, changes))
+            run = Run(tracker.client, result["run_id"])
+            run.put_under(parent)
+            self.run_ids[plan.stage] = run.id
             models[plan.stage] = result["checkpoint"]
             self.stages[plan.stage] = {
                 key: result[key]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from infra.corpus import Corpus
+from infra.tracking import Tracker
 
 CHECKOUT = Path(__file__).parents[2]
 ANSWERS = (
@@ -22,8 +23,12 @@ pytestmark = pytest.mark.integration
 
 
 @pytest.fixture(scope="module")
-def summary(tmp_path_factory: pytest.TempPathFactory) -> dict:
-    folder = tmp_path_factory.mktemp("quickstart")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("quickstart")
+
+
+@pytest.fixture(scope="module")
+def summary(folder: Path) -> dict:
     command = [
         sys.executable,
         "pipelines/quickstart.py",
@@ -65,6 +70,20 @@ def test_stages_took_the_steps_they_were_given(summary: dict) -> None:
     assert steps == {
         "pretrain": 20, "finetune_s4": 6, "finetune_ms3": 6, "scratch_s4": 6, "scratch_ms3": 6,
     }  # fmt: skip
+
+
+def test_stages_lie_under_the_run_of_the_story_with_their_curves_and_models(
+    folder: Path, summary: dict
+) -> None:
+    tracker = Tracker(f"sqlite:///{folder}/mlflow.db")
+    runs = {run.info.run_name: run for run in tracker.client.search_runs([tracker.experiment_id])}
+    story = runs.pop("quickstart")
+    assert runs.keys() == summary["stages"].keys()
+    for run in runs.values():
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["mlflow.parentRunId"] == story.info.run_id
+        assert {"loss", "val_m_j", "summary.val_m_j"} <= run.data.metrics.keys()
+        assert (Path(run.info.artifact_uri) / "model" / "save.safetensors").is_file()
 
 
 def test_the_model_is_registered_and_past_the_gate(summary: dict) -> None:

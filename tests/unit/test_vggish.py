@@ -84,6 +84,7 @@ def test_other_rates_are_resampled():
         (torch.zeros(16000, dtype=torch.int16), 16000, "int16"),
         (torch.zeros(16000), 0, "positive number of Hz, got 0"),
         (torch.full((16000,), float("nan")), 16000, "NaN"),
+        (torch.full((16000,), 1e13), 16000, "absurdly large"),
     ],
 )
 def test_a_wrong_waveform_is_refused_with_what_it_is(wave, rate, words):
