@@ -18,12 +18,14 @@ import argparse
 import io
 import logging
 import math
+import multiprocessing
 import os
 import shutil
 import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass, field, replace
 from datetime import date
@@ -192,8 +194,10 @@ def samples_of(
     return make_samples(pools[task.split], scenes.recipe, roots, 0, task.split, numbers)
 
 
-def plain_loop(uri: str, scenes: Scenes, pools: dict[str, Pools]) -> None:
-    for task in scenes.tasks():
+def plain_loop(
+    uri: str, scenes: Scenes, pools: dict[str, Pools], tasks: Sequence[ShardTask] | None = None
+) -> None:
+    for task in scenes.tasks() if tasks is None else tasks:
         made = samples_of(task, pools, scenes)
         corpus.write_shard(uri, task.split, task.number, made, plan=task.plan)
 
@@ -261,17 +265,45 @@ def cost_of_ray(folder: Path, scenes: Scenes, *, pairs: int) -> None:
 
 
 def one_core_and_two(folder: Path, scenes: Scenes, *, pairs: int) -> None:
+    """One worker and two; and bare processes, which show what the machine has to give."""
     shared = Shared(scenes.pools())
     runs = [ray_run(folder, scenes, shared, parallelism) for parallelism in (1, 2)]
-    one, two = in_turns(*runs, rounds=pairs)
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(2, context, initializer=_hold, initargs=(scenes,)) as processes:
+        bare = [bare_run(folder, processes, parallelism) for parallelism in (1, 2)]
+        one, two, alone, both = in_turns(*runs, *bare, rounds=pairs)
     samples = scenes.recipe.samples.train
     print(
         f"{scenes.name}, {samples} samples in {len(scenes.tasks())} shards: one worker "
         f"{one.wall:.1f} s ({samples / one.wall:.1f} samples/s), two {two.wall:.1f} s "
         f"({samples / two.wall:.1f} samples/s), ratio {one.wall / two.wall:.2f}; of CPU "
-        f"{one.cpu:.1f} s and {two.cpu:.1f} s",
+        f"{one.cpu:.1f} s and {two.cpu:.1f} s\n"
+        f"  bare processes without Ray, one and two: {alone.wall:.1f} s and {both.wall:.1f} s, "
+        f"ratio {alone.wall / both.wall:.2f}",
         flush=True,
     )
+
+
+_held: list[tuple[Scenes, dict[str, Pools]]] = []
+
+
+def _hold(scenes: Scenes) -> None:
+    _held.append((scenes, scenes.pools()))
+
+
+def _write_part(uri: str, number: int, count: int) -> None:
+    (scenes, pools), *_ = _held
+    plain_loop(uri, scenes, pools, scenes.tasks()[number::count])
+
+
+def bare_run(folder: Path, processes: ProcessPoolExecutor, count: int) -> Callable[[], None]:
+    def call() -> None:
+        with emptied(folder) as uri:
+            parts = [processes.submit(_write_part, uri, n, count) for n in range(count)]
+            for part in parts:
+                part.result()
+
+    return call
 
 
 def ray_run(
