@@ -5,6 +5,8 @@ PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
+# Two at once: half of a test with a Ray in it is waiting. A file's tests share what they started.
+PYTEST := $(BIN)/pytest -n 2 --dist loadfile
 UNIT := tests/unit
 INTEGRATION := tests/integration
 
@@ -16,13 +18,13 @@ demo: $(READY)
 	$(BIN)/python pipelines/quickstart.py
 
 test: $(READY)
-	$(BIN)/pytest $(UNIT) $(INTEGRATION)
+	$(PYTEST) $(UNIT) $(INTEGRATION)
 
 unit: $(READY)
-	$(BIN)/pytest $(UNIT)
+	$(PYTEST) $(UNIT)
 
 integration: $(READY)
-	$(BIN)/pytest $(INTEGRATION)
+	$(PYTEST) $(INTEGRATION)
 
 lint: $(READY)
 	$(BIN)/ruff format --check .

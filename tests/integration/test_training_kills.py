@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import os
 import random
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 
 from infra import cluster, storage
 from infra.config import JobFailed
+from tests.integration.servers import session_of
 from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import stage as stages
 from training.checkpoint_store import CheckpointStore
@@ -107,19 +108,15 @@ def test_a_killed_driver_is_run_again_and_changes_no_bit(
     )
     import pickle
 
-    # A session of its own: its Ray must not outlive it.
-    driver = subprocess.Popen(
-        [sys.executable, "-c", code, pickle.dumps(config).hex()], cwd=ROOT, start_new_session=True
-    )
+    command = [sys.executable, "-c", code, pickle.dumps(config).hex()]
     commit = folder / "runs/again/checkpoints/step-00000004.json"
-    try:
+    log = folder / "again.log"
+    # Its Ray would end a minute later by itself; it ends with the session.
+    with session_of(command, env=dict(os.environ), log=log, cwd=ROOT) as driver:
         while not commit.exists():
-            assert driver.poll() is None
+            assert driver.poll() is None, log.read_text()
             time.sleep(0.05)
-        members = psutil.Process(driver.pid).children(recursive=True)
-    finally:
         driver.kill()
-    psutil.wait_procs(members, timeout=60)
     run_stage(config)
     assert_same(folder, "again")
 
