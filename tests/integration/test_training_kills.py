@@ -10,14 +10,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from infra import cluster, storage
 from infra.config import JobFailed
-from tests.integration.servers import session_of
+from tests.integration.servers import KillSwitch, session_of
 from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import stage as stages
 from training.checkpoint_store import CheckpointStore
@@ -31,10 +30,18 @@ ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+def switch(tmp_path_factory: pytest.TempPathFactory) -> KillSwitch:
+    return KillSwitch.install(tmp_path_factory.mktemp("switch") / "on")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory, switch: KillSwitch) -> Iterator[Path]:
     folder = tmp_path_factory.mktemp("kills")
     write_small_corpus(folder)
-    yield folder
+    with pytest.MonkeyPatch.context() as patch:
+        # Ray's workers inherit it.
+        patch.setenv("PYTHONPATH", str(switch.folder))
+        yield folder
     cluster.disconnect()
 
 
@@ -47,24 +54,6 @@ def stage(folder: Path, name: str, **changes: Any) -> TrainConfig:
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> dict[str, Any]:
     return run_stage(stage(folder, "undisturbed"))
-
-
-class Killer:
-    """Kills a worker of ours when a point of one of these steps is heard of."""
-
-    def __init__(self, steps: list[int]) -> None:
-        self.steps = sorted(steps, reverse=True)
-        self.killed: list[int] = []
-
-    def __call__(self, point: dict[str, float]) -> None:
-        if not self.steps or point["step"] < self.steps[-1]:
-            return
-        self.steps.pop()
-        for process in psutil.Process().children(recursive=True):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
-                process.kill()
-                self.killed.append(process.pid)
-                return
 
 
 def tensors(folder: Path, name: str) -> dict[str, torch.Tensor]:
@@ -86,13 +75,19 @@ def assert_same(folder: Path, name: str) -> None:
     assert not different
 
 
-def test_workers_killed_at_random_steps_change_no_bit(
-    folder: Path, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
+def test_workers_killed_at_random_moments_change_no_bit(
+    folder: Path, switch: KillSwitch, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="training")
-    killer = Killer(random.Random(time.time_ns()).sample(range(1, STEPS), 2))
-    summary = run_stage(stage(folder, "killed"), on_metrics=killer)
-    assert killer.killed
+    draw = random.Random(time.time_ns())
+    # Checkpoints are committed while training goes on: at which step it is then, nobody knows.
+    plan = [
+        (draw.choice(("before", "after")), rf"/killed/checkpoints/step-{step:08d}\.json$", "worker")
+        for step in draw.sample(range(2, STEPS - 1, 2), 2)
+    ]
+    switch.arm(*plan)
+    summary = run_stage(stage(folder, "killed"))
+    assert switch.struck == 2, plan
     assert caplog.text.count("starting, ") + caplog.text.count("resuming after step") > 1
     assert_same(folder, "killed")
     assert curves(summary) == curves(undisturbed)
