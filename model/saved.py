@@ -36,24 +36,24 @@ BASE_PARTS = {"sam": SAM_PARTS, "vggish": ("audio_encoder",)}
 BASE_NAMES = {"sam": "SAM", "vggish": "VGGish"}
 
 
-def save(model: SAVE, folder: Path, *, weights: Mapping[str, Tensor] | None = None) -> None:
+def save(model: SAVE, folder: Path, *, tensors: Mapping[str, Tensor] | None = None) -> None:
     """Write a model into ``folder``.
 
     Args:
-        weights: taken in place of the model's own tensors of these names, for instance the full
-            precision copies that an optimizer holds.
+        tensors: those of ``kept``, as they were at another time or as an optimizer holds them in
+            full precision; None takes the model's own of now.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    tensors = {
-        name: (weights or {}).get(name, value).detach().to("cpu", torch.float32).contiguous()
-        for name, value in kept(model).items()
+    written = {
+        name: value.detach().to("cpu", torch.float32).contiguous()
+        for name, value in (kept(model) if tensors is None else tensors).items()
     }
     description = {
         "format_version": FORMAT_VERSION,
         "model": dataclasses.asdict(model.config),
         "base_sha256": model.base,
     }
-    save_file(tensors, folder / WEIGHTS)
+    save_file(written, folder / WEIGHTS)
     (folder / CONFIG).write_text(json.dumps(description, indent=1, sort_keys=True) + "\n")
 
 

@@ -110,7 +110,7 @@ class Snapshot:
         """
         state = {"format_version": FORMAT_VERSION, **vars(self.progress)}
         try:
-            saved.save(self.save, folder, weights=self.model)
+            saved.save(self.save, folder, tensors=self.model)
             save_file(self.optimizer, folder / OPTIMIZER)
         except SafetensorError as error:
             raise OSError(f"{folder}: {error}") from None

@@ -292,6 +292,7 @@ class _Run:
             loss_scale=scale,
             history=self.history,
         )
+        taken = None
         with checkpoint.whole(self.learner):
             if self.rank == 0:
                 taken = checkpoint.snapshot(
@@ -300,7 +301,8 @@ class _Run:
                     mean=None if self.mean is None else self.mean.on_cpu(),
                     progress=self.progress,
                 )
-                self.store.save(taken.write, done, m_j)
+        if taken is not None:
+            self.store.save(taken.write, done, m_j)
         if self.noticed:
             self.store.wait()
 

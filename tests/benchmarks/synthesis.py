@@ -15,9 +15,7 @@ decoded.
 from __future__ import annotations
 
 import argparse
-import io
 import logging
-import math
 import multiprocessing
 import os
 import shutil
@@ -26,23 +24,18 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass, field, replace
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
 from datetime import date
 from functools import partial
 from pathlib import Path
-from typing import Any
-from unittest import mock
 
 # Before NumPy: a core is a core.
 os.environ["OMP_NUM_THREADS"] = os.environ["OPENBLAS_NUM_THREADS"] = "1"
 
-import numpy as np
 import psutil
-import soundfile
-from PIL import Image
 
-from infra import cluster, corpus, media, stopwatch, storage
+from infra import cluster, corpus, stopwatch, storage
 from infra.corpus import Refused, Sample
 from pipelines import synthesize
 from synth import assets, sources
@@ -53,6 +46,7 @@ from synth.pools import Pools, split_assets
 from synth.recipe import Recipe, Samples
 from synth.render import make_samples
 from synth.tables import MEDIA
+from tests.benchmarks.bare_codecs import recorded
 from tests.benchmarks.made_scenes import made_candidates
 from tests.made_media import made_catalog
 
@@ -103,80 +97,6 @@ def composite_scenes(folder: Path, *, smoke: bool) -> Scenes:
     names = ("cow", "dog", "drum", "duck", "frog", "horse", "owl", "pig", "sheep", "violin")
     recipe = replace(COMPOSITE, classes=names, backgrounds=("monuments",))
     return Scenes(name="composite", catalog=catalog, recipe=recipe)
-
-
-def bare_decode_image(data: bytes, **_: Any) -> Callable[[], object]:
-    return lambda: Image.open(io.BytesIO(data)).load()
-
-
-def bare_decode_audio(
-    data: bytes, *, seconds: tuple[float, float] | None = None, **_: Any
-) -> Callable[[], object]:
-    def decode() -> None:
-        with soundfile.SoundFile(io.BytesIO(data)) as file:
-            begin, end = seconds or (0.0, file.frames / file.samplerate)
-            file.seek(int(begin * file.samplerate))
-            file.read(math.ceil((end - begin) * file.samplerate), dtype="float32")
-
-    return decode
-
-
-def bare_encode_jpeg(image: np.ndarray | Image.Image, *, quality: int) -> Callable[[], object]:
-    picture = image if isinstance(image, Image.Image) else Image.fromarray(image)
-    return lambda: picture.save(io.BytesIO(), "JPEG", quality=quality, subsampling=0)
-
-
-def bare_encode_png(array: np.ndarray) -> Callable[[], object]:
-    picture = Image.fromarray(array.astype(np.uint8) * 255)
-    return lambda: picture.save(io.BytesIO(), "PNG", compress_level=6)
-
-
-def bare_encode_flac(wave_N: np.ndarray) -> Callable[[], object]:
-    pcm_N = media.to_pcm16(wave_N)
-    return lambda: soundfile.write(
-        io.BytesIO(), pcm_N, media.SAMPLE_RATE, format="FLAC", subtype="PCM_16"
-    )
-
-
-BARE: dict[str, Callable[..., Callable[[], object]]] = {
-    "load_image": bare_decode_image,
-    "decode_audio": bare_decode_audio,
-    "encode_jpeg": bare_encode_jpeg,
-    "encode_png": bare_encode_png,
-    "encode_flac": bare_encode_flac,
-}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Floors:
-    """What the codecs alone have to do for some samples."""
-
-    whole: list[Callable[[], object]] = field(default_factory=list)
-    """Decode the files whole, and encode."""
-    used: list[Callable[[], object]] = field(default_factory=list)
-    """Decode only what is used, and encode."""
-
-
-@contextmanager
-def recorded() -> Iterator[Floors]:
-    """The bare forms of whatever is decoded and encoded while it lasts."""
-    floors = Floors()
-
-    def noted(name: str) -> Callable[..., Any]:
-        real, bare = getattr(media, name), BARE[name]
-
-        def note(*args: Any, **more: Any) -> Any:
-            floors.used.append(bare(*args, **more))
-            more_of_whole = {key: value for key, value in more.items() if key != "seconds"}
-            floors.whole.append(bare(*args, **more_of_whole))
-            return real(*args, **more)
-
-        return note
-
-    with ExitStack() as stack:
-        for name in BARE:
-            stack.enter_context(mock.patch.object(media, name, noted(name)))
-        yield floors
 
 
 def forget() -> None:

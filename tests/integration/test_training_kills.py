@@ -5,11 +5,13 @@ from __future__ import annotations
 import os
 import random
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -75,20 +77,42 @@ def assert_same(folder: Path, name: str) -> None:
     assert not different
 
 
+class Killer(threading.Thread):
+    """Kills any worker of ours a random moment after a checkpoint's commit was held up."""
+
+    def __init__(self, switch: KillSwitch, wait: float) -> None:
+        super().__init__(daemon=True)
+        self.switch, self.wait = switch, wait
+        self.killed = 0
+
+    def run(self) -> None:
+        while not (self.switch.folder / "struck-0").exists():
+            time.sleep(0.02)
+        time.sleep(self.wait)
+        children = psutil.Process().children(recursive=True)
+        workers = [p for p in children if "RayTrainWorker" in " ".join(p.cmdline())]
+        random.choice(workers).kill()
+        self.killed += 1
+        self.switch.release()
+
+
 def test_workers_killed_at_random_moments_change_no_bit(
     folder: Path, switch: KillSwitch, undisturbed: dict[str, Any], caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level("INFO", logger="training")
     draw = random.Random(time.time_ns())
-    # Checkpoints are committed while training goes on: at which step it is then, nobody knows.
-    plan = [
-        (draw.choice(("before", "after")), rf"/killed/checkpoints/step-{step:08d}\.json$", "worker")
+    held, struck = (
+        rf"/killed/checkpoints/step-{step:08d}\.json$"
         for step in draw.sample(range(2, STEPS - 1, 2), 2)
-    ]
+    )
+    # Training goes on meanwhile: at which step a worker is when it dies, nobody knows.
+    plan = [("before", held, "hold"), (draw.choice(("before", "after")), struck, "worker")]
     switch.arm(*plan)
+    killer = Killer(switch, draw.uniform(0.0, 0.5))
+    killer.start()
     summary = run_stage(stage(folder, "killed"))
-    assert switch.struck == 2, plan
-    assert caplog.text.count("starting, ") + caplog.text.count("resuming after step") > 1
+    assert (switch.struck, killer.killed) == (2, 1), plan
+    assert caplog.text.count("starting, ") + caplog.text.count("resuming after step") == 3
     assert_same(folder, "killed")
     assert curves(summary) == curves(undisturbed)
 
