@@ -63,8 +63,44 @@ Part = tuple[float, float, float]
 WHOLE: Part = (0.0, 0.0, 1.0)
 
 
-def draw_part(scale: float, seed: int, epoch: int, sample: int) -> Part:
-    """The part of a picture that a sample shows."""
+@dataclass(frozen=True, kw_only=True)
+class Light:
+    """Another light: the contrast around the picture's mean, then a factor for each channel."""
+
+    contrast: float
+    tint_3: np.ndarray
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What was drawn for one training sample; nothing is changed by default."""
+
+    part: Part = WHOLE
+    flip: bool = False
+    light: Light | None = None
+    silent: bool = False
+    random: np.random.Generator | None = None
+    """Draws how its sound is changed."""
+
+
+def draw(change: Augmentation, seed: int, epoch: int, sample: int) -> Drawn:
+    """How a training sample is changed in an epoch."""
+    random = np.random.default_rng([seed, epoch, sample])
+    flip = bool(random.random() < change.flip)
+    # A plain float: a float64 scalar of numpy's would widen every pixel.
+    contrast = float(random.uniform(1 - change.light, 1 + change.light))
+    brightness = float(random.uniform(1 - change.light, 1 + change.light))
+    tint_3 = random.uniform(1 - change.colour, 1 + change.colour, 3) * brightness
+    return Drawn(
+        part=_draw_part(change.scale, seed, epoch, sample),
+        flip=flip,
+        light=Light(contrast=contrast, tint_3=tint_3),
+        silent=bool(random.random() < change.silent_share),
+        random=random,
+    )
+
+
+def _draw_part(scale: float, seed: int, epoch: int, sample: int) -> Part:
     if scale == 1.0:
         return WHOLE
     random = np.random.default_rng([seed, epoch, sample, _CROP])
@@ -105,18 +141,12 @@ def normalise(image_SS3: np.ndarray, out_3SS: np.ndarray) -> None:
         plane_SS /= IMAGE_SPREAD[channel]
 
 
-def relight(
-    image_SS3: np.ndarray, change: Augmentation, random: np.random.Generator, out_3SS: np.ndarray
-) -> None:
+def relight(image_SS3: np.ndarray, light: Light, out_3SS: np.ndarray) -> None:
     """``normalise`` in another light."""
-    # Plain floats and float32 arrays: a float64 scalar of numpy's would widen every pixel.
-    contrast = float(random.uniform(1 - change.light, 1 + change.light))
-    brightness = float(random.uniform(1 - change.light, 1 + change.light))
-    tint_3 = random.uniform(1 - change.colour, 1 + change.colour, 3) * brightness
     # A sum's rounding depends on its order: a mirrored picture is summed up as a mirrored one.
     mean = float(np.divide(image_SS3, _WHITE, dtype=np.float32).mean())
-    scale_3 = (contrast * tint_3).astype(np.float32)
-    offset_3 = ((1 - contrast) * mean * tint_3).astype(np.float32)
+    scale_3 = (light.contrast * light.tint_3).astype(np.float32)
+    offset_3 = ((1 - light.contrast) * mean * light.tint_3).astype(np.float32)
     for channel, plane_SS in enumerate(out_3SS):
         # There are 256 different values: they are changed once each, and looked up for the pixels.
         value_K = _BYTES / _WHITE * scale_3[channel] + offset_3[channel]

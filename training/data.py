@@ -10,28 +10,23 @@ M = 96 mels of an example, F = 64 mel bands, N sound samples, C classes.
 
 from __future__ import annotations
 
-import queue
 import re
-import threading
-from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
-import torch.utils.data
 from torch import Tensor
 
 from infra.corpus import Corpus, Sample
 from infra.masks import sample_mask_rle
 from training.augmentation import (
-    WHOLE,
     Augmentation,
-    Part,
+    Drawn,
     crop,
-    draw_part,
+    draw,
     normalise,
     pixels_of,
     relight,
@@ -54,9 +49,6 @@ PATCH = 16
 IGNORED_CELL = -100
 
 _MASK_MEMBER = re.compile(r"mask(\d+)\.png")
-_PREFETCHED_BATCHES = 4
-# Shards are asked for this many steps before and after they are next looked at.
-_FETCHED_STEPS = 64
 # Samples with a sound off screen too are not told by the index: another is drawn.
 _SOUND_DRAWS = 16
 
@@ -150,61 +142,72 @@ class FrameSamples:
         """The samples at some places."""
         size, grid = self.image_size, self.image_size // PATCH
         image_B3SS = np.empty((len(order), 3, size, size), np.float32)
-        mask_B1SS = np.empty((len(order), 1, size, size), np.float32)
-        class_BC = np.empty((len(order), len(self.classes)), np.float32)
+        mask_B1SS = np.zeros((len(order), 1, size, size), np.float32)
+        class_BC = np.zeros((len(order), len(self.classes)), np.float32)
         cell_BGG = np.empty((len(order), grid, grid), np.int64)
-        log_mels = []
-        for number, (epoch, index) in enumerate(order):
-            loaded = self._load_one(epoch, index, image_B3SS[number])
-            mask_B1SS[number, 0] = loaded.mask_SS
-            class_BC[number] = loaded.class_C
-            cell_BGG[number] = loaded.cell_GG
-            log_mels.append(example_log_mel(loaded.window_N))
+        taken = [self._take(epoch, index) for epoch, index in order]
+        # One kind of work after the other: what a decoder needs then stays in the processor's cache
+        # for all of the batch, which takes a third less time than sample by sample.
+        for image_3SS, one in zip(image_B3SS, taken, strict=True):
+            self._write_image(one, image_3SS)
+        for number, one in enumerate(taken):
+            cell_BGG[number] = self._cell_classes(one)
+            if not one.drawn.silent:
+                mask_B1SS[number, 0] = self._mask(one)
+                class_BC[number] = self._class_shares(one.sample.meta)
+        windows = [self._window(one) for one in taken]
         return Batch(
             image_B3SS=torch.from_numpy(image_B3SS),
-            log_mel_B1MF=torch.cat(log_mels),
+            log_mel_B1MF=torch.cat([example_log_mel(window_N) for window_N in windows]),
             mask_B1SS=torch.from_numpy(mask_B1SS),
             class_BC=torch.from_numpy(class_BC),
             cell_BGG=torch.from_numpy(cell_BGG),
         )
 
-    def _load_one(self, epoch: int, index: int, out_3SS: np.ndarray) -> _Loaded:
-        """A sample, its picture written to ``out_3SS``."""
+    def _take(self, epoch: int, index: int) -> _Taken:
+        """Read a sample, and draw how it is changed."""
         row, frame = self.places_P2[index].tolist()
         sample = self.corpus.read(self.split, row, names=frame_names(frame))
-        change, size = self.augmentation, self.image_size
-        part = WHOLE if change is None else draw_part(change.scale, self.seed, epoch, index)
-        image_SS3 = read_frame(sample, frame, size, part)
-        mask_HW = read_mask(sample, frame)
-        assert mask_HW is not None
-        mask_SS = resize_mask(crop(mask_HW, part), size)
-        class_C = self._class_shares(sample.meta)
-        cell_GG = self._cell_classes(sample.meta, frame, part)
-        if change is None:
-            normalise(image_SS3, out_3SS)
-            return _Loaded(sample_window(sample, frame), mask_SS, class_C, cell_GG)
-        random = np.random.default_rng([self.seed, epoch, index])
-        if random.random() < change.flip:
-            image_SS3, mask_SS, cell_GG = image_SS3[:, ::-1], mask_SS[:, ::-1], cell_GG[:, ::-1]
-        relight(image_SS3, change, random, out_3SS)
-        if random.random() < change.silent_share:
-            silence_N = np.zeros(EXAMPLE_SAMPLES, np.float32)
-            return _Loaded(silence_N, np.zeros_like(mask_SS), np.zeros_like(class_C), cell_GG)
-        heard = self._heard(sample, change, epoch, index)
-        window_N = resound(sample_window(heard, frame), change, random)
-        return _Loaded(window_N, mask_SS, class_C, cell_GG)
+        change = self.augmentation
+        drawn = Drawn() if change is None else draw(change, self.seed, epoch, index)
+        return _Taken(epoch, index, frame, sample, drawn)
 
-    def _heard(self, sample: Sample, change: Augmentation, epoch: int, index: int) -> Sample:
+    def _write_image(self, one: _Taken, out_3SS: np.ndarray) -> None:
+        image_SS3 = read_frame(one.sample, one.frame, self.image_size, one.drawn.part)
+        if one.drawn.flip:
+            image_SS3 = image_SS3[:, ::-1]
+        if one.drawn.light is None:
+            normalise(image_SS3, out_3SS)
+        else:
+            relight(image_SS3, one.drawn.light, out_3SS)
+
+    def _mask(self, one: _Taken) -> np.ndarray:
+        mask_HW = read_mask(one.sample, one.frame)
+        assert mask_HW is not None
+        mask_SS = resize_mask(crop(mask_HW, one.drawn.part), self.image_size)
+        return mask_SS[:, ::-1] if one.drawn.flip else mask_SS
+
+    def _window(self, one: _Taken) -> np.ndarray:
+        """The second of sound that is heard."""
+        change, random = self.augmentation, one.drawn.random
+        if one.drawn.silent:
+            return np.zeros(EXAMPLE_SAMPLES, np.float32)
+        if change is None or random is None:
+            return sample_window(one.sample, one.frame)
+        heard = self._heard(one, change)
+        return resound(sample_window(heard, one.frame), change, random)
+
+    def _heard(self, one: _Taken, change: Augmentation) -> Sample:
         """The sample whose sound is heard: this one, or one drawn for the epoch."""
-        if change.redraw_sound and _sounds_alone(sample):
-            rows = self._rows_alone[sample.meta["classes"][0]]
-            random = sound_draw(self.seed, epoch, index)
+        if change.redraw_sound and _sounds_alone(one.sample):
+            rows = self._rows_alone[one.sample.meta["classes"][0]]
+            random = sound_draw(self.seed, one.epoch, one.index)
             for _ in range(_SOUND_DRAWS):
                 row = int(rows[random.integers(len(rows))])
                 other = self.corpus.read(self.split, row, names=SOUND_NAMES)
                 if _sounds_alone(other):
                     return other
-        return sample
+        return one.sample
 
     @cached_property
     def _rows_alone(self) -> dict[str, np.ndarray]:
@@ -224,13 +227,13 @@ class FrameSamples:
         shares_C[known] = 1.0 / max(len(known), 1)
         return shares_C
 
-    def _cell_classes(self, meta: dict[str, Any], frame: int, part: Part) -> np.ndarray:
+    def _cell_classes(self, one: _Taken) -> np.ndarray:
         """Objects of unknown class count as background; without object masks nothing is known."""
-        grid = self.image_size // PATCH
+        grid, meta = self.image_size // PATCH, one.sample.meta
         if "objects" not in meta:
             return np.full((grid, grid), IGNORED_CELL, np.int64)
         cell_GG = np.full((grid, grid), len(self.classes), np.int64)
-        for thing in meta["objects"][frame]:
+        for thing in meta["objects"][one.frame]:
             index = self._class_index.get(thing["class"])
             if index is None:
                 continue
@@ -238,19 +241,21 @@ class FrameSamples:
             rows, columns = (
                 shown.start
                 + ((np.arange(grid) + 0.5) * (shown.stop - shown.start) / grid).astype(int)
-                for shown in pixels_of(part, *visible["size"])
+                for shown in pixels_of(one.drawn.part, *visible["size"])
             )
             cell_GG[sample_mask_rle(visible, rows, columns)] = index
-        return cell_GG
+        return cell_GG[:, ::-1] if one.drawn.flip else cell_GG
 
 
-class _Loaded(NamedTuple):
-    """A training sample without its picture."""
+@dataclass(frozen=True)
+class _Taken:
+    """A training sample on its way into a batch."""
 
-    window_N: np.ndarray
-    mask_SS: np.ndarray
-    class_C: np.ndarray
-    cell_GG: np.ndarray
+    epoch: int
+    index: int
+    frame: int
+    sample: Sample
+    drawn: Drawn
 
 
 def _sounds_alone(sample: Sample) -> bool:
@@ -267,133 +272,3 @@ def _annotated_frames(corpus: Corpus, split: str) -> np.ndarray:
     places_P2 = np.stack([row_P, frame_K[index.code_M[member_P]]], 1)
     # Names are sorted as text: mask10 comes before mask2.
     return places_P2[np.lexsort((places_P2[:, 1], places_P2[:, 0]))]
-
-
-def batches(
-    samples: FrameSamples,
-    *,
-    batch: int,
-    first: int,
-    last: int,
-    rank: int = 0,
-    world: int = 1,
-    workers: int = 0,
-) -> Iterator[Batch]:
-    """A rank's share of the steps ``first`` to ``last`` - 1, decoded ahead.
-
-    Args:
-        workers: processes that decode, a step each; 0 decodes on a thread of this process.
-    """
-
-    def order(step: int) -> list[Place]:
-        return samples.order(step, batch=batch, rank=rank, world=world)
-
-    def load(step: int) -> Batch:
-        return samples.load(order(step))
-
-    steps = range(first, last)
-    # Processes fork before the thread that fetches starts: they must not inherit its locks.
-    loaded = _loaded_by_processes(load, steps, workers) if workers else _loaded_aside(load, steps)
-    with _fetching_ahead(samples, order, last) as begin:
-        try:
-            for step in steps:
-                if (step - first) % _FETCHED_STEPS == 0:
-                    begin(step)
-                yield next(loaded)
-        finally:
-            loaded.close()
-
-
-def _loaded_aside(load: Callable[[int], Batch], steps: range) -> Generator[Batch, None, None]:
-    """The batches of some steps, made on another thread."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=_PREFETCHED_BATCHES)
-    stopped = threading.Event()
-
-    def put(item: Batch | BaseException) -> None:
-        while not stopped.is_set():
-            try:
-                return ready.put(item, timeout=0.5)
-            except queue.Full:
-                continue
-
-    def work() -> None:
-        try:
-            for step in steps:
-                put(load(step))
-                if stopped.is_set():
-                    return
-        except BaseException as error:
-            put(error)
-
-    thread = threading.Thread(target=work, name="batches", daemon=True)
-    thread.start()
-    try:
-        for _ in steps:
-            item = ready.get()
-            if isinstance(item, BaseException):
-                raise item
-            yield item
-    finally:
-        stopped.set()
-        thread.join()
-
-
-class _Steps(torch.utils.data.Dataset[Batch]):
-    """What a worker process is asked for: the batch of a step."""
-
-    def __init__(self, load: Callable[[int], Batch]) -> None:
-        self._load = load
-
-    def __getitem__(self, step: int) -> Batch:
-        return self._load(step)
-
-
-def _loaded_by_processes(
-    load: Callable[[int], Batch], steps: range, workers: int
-) -> Generator[Batch, None, None]:
-    """The batches of some steps in their order, each made whole by one of the processes.
-
-    They are forked here and now, and share the tables of this process.
-    """
-    loader = torch.utils.data.DataLoader(
-        _Steps(load),
-        batch_size=None,
-        sampler=steps,
-        num_workers=workers,
-        multiprocessing_context="fork",
-        # It draws a seed, which must not come out of what the model draws from.
-        generator=torch.Generator(),
-    )
-    made = iter(loader)
-    return (batch for batch in made)
-
-
-@contextmanager
-def _fetching_ahead(
-    samples: FrameSamples, order: Callable[[int], list[Place]], last: int
-) -> Iterator[Callable[[int], None]]:
-    """Bring the shards of coming steps from object storage on another thread.
-
-    Gives what to call as a step begins. What fails here fails again where it is needed.
-    """
-    wanted: queue.SimpleQueue[int | None] = queue.SimpleQueue()
-    stopped = threading.Event()
-
-    def work() -> None:
-        while (step := wanted.get()) is not None:
-            coming = range(step, min(step + 2 * _FETCHED_STEPS, last))
-            indices = [index for ahead in coming for _, index in order(ahead)]
-            rows = samples.places_P2[indices, 0].tolist()
-            for record in samples.corpus.shards_ahead(samples.split, rows):
-                if stopped.is_set():
-                    return
-                with suppress(OSError, ValueError):
-                    samples.corpus.fetch(record)
-
-    if samples.corpus.is_remote:
-        threading.Thread(target=work, name="shards", daemon=True).start()
-    try:
-        yield wanted.put
-    finally:
-        stopped.set()
-        wanted.put(None)

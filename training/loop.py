@@ -31,9 +31,10 @@ from training import checkpoint, models
 from training.accounts import Accounts, matrix_peak
 from training.checkpoint import Progress
 from training.checkpoint_store import CheckpointStore
-from training.data import Batch, FrameSamples, batches
+from training.data import Batch, FrameSamples
 from training.engine import start_engine, take_step
 from training.few_shot import few_shot_rows
+from training.prefetch import batches
 from training.profiling import profiled
 from training.progress import SECONDS_LEFT, Board, File, Started
 from training.recipe import TrainConfig

@@ -40,8 +40,9 @@ from PIL import Image
 from infra import media
 from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
 from infra.member_index import MemberIndex
-from training.data import FrameSamples, batches
+from training.data import FrameSamples
 from training.order import epoch_order, sample_order
+from training.prefetch import batches
 from training.samples import example_log_mel, normalise_image, resize_mask, sample_window
 
 SIZE = 256

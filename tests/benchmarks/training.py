@@ -98,7 +98,8 @@ def run_bare(told: dict[str, Any]) -> dict[str, float]:
     from model import build_save
     from training.accounts import Accounts
     from training.augmentation import Augmentation
-    from training.data import FrameSamples, batches
+    from training.data import FrameSamples
+    from training.prefetch import batches
     from training.step import Learner, train_step
 
     torch.set_num_threads(1)

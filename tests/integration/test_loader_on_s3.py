@@ -16,7 +16,8 @@ from tests.integration.fault_proxy import fault_proxy
 from tests.integration.servers import aws_variables
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import Batch, FrameSamples, batches
+from training.data import Batch, FrameSamples
+from training.prefetch import batches
 
 pytestmark = pytest.mark.integration
 

@@ -15,8 +15,9 @@ import torch
 from infra.corpus import Corpus
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import IGNORED_CELL, Batch, FrameSamples, batches
+from training.data import IGNORED_CELL, Batch, FrameSamples
 from training.order import sample_order
+from training.prefetch import batches
 from training.samples import (
     EXAMPLE_HOP,
     EXAMPLE_SAMPLES,

@@ -12,8 +12,9 @@ import torch
 from infra.corpus import Corpus
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import Batch, FrameSamples, batches
+from training.data import Batch, FrameSamples
 from training.order import Window, epoch_order, sample_order
+from training.prefetch import batches
 
 SIZES = (4, 4, 4, 3)
 WINDOWS = [None, Window(shards=2, sizes=SIZES)]

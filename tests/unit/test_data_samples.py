@@ -15,7 +15,7 @@ from infra import media
 from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
 from tests.made_corpus import tone, write_made_corpus
 from training import samples
-from training.augmentation import WHOLE, Augmentation, crop, draw_part
+from training.augmentation import WHOLE, Augmentation, crop, draw
 from training.data import FrameSamples
 from training.samples import EXAMPLE_SAMPLES, example_window, sample_sound, sample_window
 
@@ -69,11 +69,12 @@ def test_a_damaged_or_missing_sound_is_refused() -> None:
 
 
 def test_a_part_is_within_the_picture_and_another_in_each_epoch() -> None:
-    parts = [draw_part(3.0, 1, epoch, 5) for epoch in range(200)]
-    assert len(set(parts)) == 200 and parts == [draw_part(3.0, 1, e, 5) for e in range(200)]
+    change = Augmentation(scale=3.0)
+    parts = [draw(change, 1, epoch, 5).part for epoch in range(200)]
+    assert len(set(parts)) == 200 and parts == [draw(change, 1, e, 5).part for e in range(200)]
     for top, left, side in parts:
         assert 1 / 3 <= side <= 1 and min(top, left) >= 0 and max(top, left) + side <= 1 + 1e-9
-    assert draw_part(1.0, 1, 0, 5) == WHOLE
+    assert draw(Augmentation(), 1, 0, 5).part == WHOLE
     array_HW = np.arange(60 * 40).reshape(60, 40)
     assert crop(array_HW, WHOLE) is array_HW
     assert np.array_equal(crop(array_HW, (0.5, 0.25, 0.5)), array_HW[30:, 10:30])
