@@ -6,7 +6,6 @@ import io
 import math
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass, field
 from typing import Any
 from unittest import mock
 
@@ -59,28 +58,21 @@ BARE: dict[str, Callable[..., Callable[[], object]]] = {
 }
 
 
-@dataclass(frozen=True, kw_only=True)
-class Floors:
-    """What the codecs alone have to do for some samples."""
-
-    whole: list[Callable[[], object]] = field(default_factory=list)
-    """Decode the files whole, and encode."""
-    used: list[Callable[[], object]] = field(default_factory=list)
-    """Decode only what is used, and encode."""
-
-
 @contextmanager
-def recorded() -> Iterator[Floors]:
-    """The bare forms of whatever is decoded and encoded while it lasts."""
-    floors = Floors()
+def recorded(*, whole: bool = False) -> Iterator[list[Callable[[], object]]]:
+    """The bare forms of whatever is decoded and encoded while it lasts.
+
+    Args:
+        whole: where a stretch of a file is decoded, decode all of it.
+    """
+    calls: list[Callable[[], object]] = []
 
     def noted(name: str) -> Callable[..., Any]:
         real, bare = getattr(media, name), BARE[name]
 
         def note(*args: Any, **more: Any) -> Any:
-            floors.used.append(bare(*args, **more))
-            more_of_whole = {key: value for key, value in more.items() if key != "seconds"}
-            floors.whole.append(bare(*args, **more_of_whole))
+            told = {key: value for key, value in more.items() if key != "seconds" or not whole}
+            calls.append(bare(*args, **told))
             return real(*args, **more)
 
         return note
@@ -88,4 +80,4 @@ def recorded() -> Iterator[Floors]:
     with ExitStack() as stack:
         for name in BARE:
             stack.enter_context(mock.patch.object(media, name, noted(name)))
-        yield floors
+        yield calls

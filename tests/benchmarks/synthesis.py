@@ -6,10 +6,10 @@
 
 Natural scenes are of made photographs (640x480 JPEG, a few masks in each) and made sounds (10 s,
 FLAC and WAV at 44.1 and 16 kHz); composite ones of Debian's media where they are in the cache and
-of small made ones otherwise. The floors do with Pillow and libsndfile, in a bare loop, every decode
-and encode that the run did and nothing else: once of the files whole, as tools decode that cannot
-decode a part, and once of only what is used, where of a sound of 10 s the 5 s that are heard are
-decoded.
+of small made ones otherwise. The floors decode and encode with Pillow and libsndfile, in a bare
+loop, and do nothing else: once the files that each sample is made of, whole, as a tool must that
+keeps nothing and cannot decode a part; and once only what is decoded here, where cut-outs and
+backgrounds are kept, and of a sound of 10 s the 5 s that are heard are decoded.
 """
 
 from __future__ import annotations
@@ -139,30 +139,38 @@ def against_floor(folder: Path, scenes: Scenes, *, pairs: int) -> None:
         with emptied(folder) as uri:
             plain_loop(uri, scenes, pools)
 
-    with recorded() as floors:
+    def one_by_one() -> None:
+        task = scenes.tasks()[0]
+        for number in range(samples):
+            forget()
+            part = replace(task, first=number, samples=1)
+            list(samples_of(part, pools, scenes))
+
+    floors = {}
+    with recorded(whole=True) as floors["each sample's files, whole"]:
+        one_by_one()
+    with recorded() as floors["what is decoded here"]:
         ours()
-
-    def whole() -> None:
-        for call in floors.whole:
-            call()
-
-    def used() -> None:
-        for call in floors.used:
-            call()
-
     stopwatch.take()
-    mine, *others = in_turns(ours, whole, used, rounds=pairs)
+    mine, *others = in_turns(
+        ours, *(partial(_all, calls) for calls in floors.values()), rounds=pairs
+    )
     spent = {name: t / ((pairs + 1) * samples) for name, t in stopwatch.take().items()}
     spent["draw and the rest"] = mine.wall / samples - sum(spent.values())
-    print(f"{scenes.name}, {samples} samples on one core, floors of {len(floors.used)} bare calls")
-    for name, floor in zip(("files whole", "only what is used"), others, strict=True):
+    print(f"{scenes.name}, {samples} samples on one core")
+    for (name, calls), floor in zip(floors.items(), others, strict=True):
         for label, a, b in (("wall", mine.wall, floor.wall), ("CPU", mine.cpu, floor.cpu)):
             print(
-                f"  {label:<5} ours {samples / a:6.1f} samples/s, floor of {name} "
-                f"{samples / b:6.1f} samples/s, ratio {b / a:.2f}"
+                f"  {label:<5} ours {samples / a:6.1f} samples/s, floor of {name} ({len(calls)} "
+                f"bare calls) {samples / b:6.1f} samples/s, ratio {b / a:.2f}"
             )
     parts = ", ".join(f"{name} {1e3 * t:.2f}" for name, t in spent.items())
     print(f"  ms a sample: {parts}", flush=True)
+
+
+def _all(calls: Sequence[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
 
 
 def cost_of_ray(folder: Path, scenes: Scenes, *, pairs: int) -> None:
