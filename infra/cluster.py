@@ -35,6 +35,7 @@ _CARRIED_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
     "SAVE_CACHE",
+    "SAVE_CACHE_BYTES",
 )
 _QUIET = {
     # Off: usage reports to the outside, a notice about GPUs, and coloured prefixes.

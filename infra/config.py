@@ -29,8 +29,12 @@ class JobFailed(Exception):
     """A job ended without its result; the message says why and what to do."""
 
 
+class DiskFull(OSError):
+    """Nothing more can be written; the message says where and what to do."""
+
+
 # What a person can mend. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError, JobFailed)
+USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError, DiskFull, JobFailed)
 
 
 def parse(

@@ -266,7 +266,8 @@ class Corpus:
             raise FileNotFoundError(f"{uri} does not exist: check the path or URI")
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
             raise ValueError(f"{uri} {DAMAGED}")
-        table = pq.read_table(pa.BufferReader(data))
+        # A third of the time of ``pq.read_table``, whose threads and datasets serve larger files.
+        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         try:
             check_index(table, record.bytes)
         except ValueError as error:
@@ -298,13 +299,16 @@ class Corpus:
         """The sample in ``row`` of ``table(split)``, all members or only those in ``names``.
 
         Raises:
-            ValueError: the shard is missing, damaged, or changed since it was first read.
+            ValueError: the shard is damaged, or of a local corpus missing or changed since it was
+                first read.
+            FileNotFoundError: it is missing on object storage.
         """
         record, key, places = self._find(split, row, None if names is None else {*names, "json"})
         uri = self._uri_of(record)
         with self._shards().reading(uri, record) as descriptor, _naming(uri):
             members = read_members(descriptor, key, places)
-        return Sample(key=key, meta=json.loads(members.pop("json")), members=members)
+            meta = json.loads(members.pop("json"))
+        return Sample(key=key, meta=meta, members=members)
 
     def view(self, split: str, row: int) -> tuple[str, dict[str, memoryview]]:
         """The key and the members of a sample as they are stored, ``json`` among them, uncopied.

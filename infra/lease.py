@@ -88,11 +88,17 @@ class Held:
                 place = storage.join(self._uri, LEASE)
                 self._etag = storage.replace_if(place, _bytes(renewed), self._etag)
                 self._lease = renewed
-        if self._etag is None:
-            raise ValueError(
-                f"the lease on {self._uri} was lost: this job was out of reach for too long and "
-                "another may write there; run it again when that one has ended"
-            )
+        if reason := self.lost():
+            raise ValueError(reason)
+
+    def lost(self) -> str:
+        """Why the job must stop, or nothing: what the last renewal found, without asking anew."""
+        if self._etag is not None:
+            return ""
+        return (
+            f"the lease on {self._uri} was lost: this job was out of reach for too long and "
+            "another may write there; run it again when that one has ended"
+        )
 
     def release(self) -> None:
         """Give the lease back, if it is still held."""

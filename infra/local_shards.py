@@ -1,5 +1,7 @@
 """Shards on a disk, read in place: each has to stay the file that it was at the first read.
 
+A changed file is known by its inode, size and time of change, as rsync knows it.
+
 A shard is opened anew for each sample that is copied from it. That costs what it would to ask
 whether an open one is still the file of that name, and a corpus can have more shards than a
 process may open files.

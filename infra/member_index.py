@@ -30,6 +30,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _SHORT_NAME = tarfile.LENGTH_NAME
 _KEYS = "^[A-Za-z0-9_-]{1,100}$"
 _NAME = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")
+_PREFIX = 345
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -123,6 +124,8 @@ def check_header(header: bytes, key: str, member: Member) -> None:
     is_named = last.startswith(name[:_SHORT_NAME].ljust(_SHORT_NAME, b"\0"))
     if len(name) > _SHORT_NAME:
         is_named = is_named and b" path=%b\n" % name in header[:-_BLOCK]
+    # A name may begin in the last field of the header, where other readers look for it.
+    is_named = is_named and not any(last[_PREFIX:])
     if not is_named or last[156:157] not in _REGULAR or last[124:135] != b"%011o" % member.size:
         raise ValueError(f"no regular file {name.decode()} of {member.size} bytes lies where it is")
 

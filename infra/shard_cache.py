@@ -58,6 +58,7 @@ class ShardCache:
 
         Raises:
             ValueError: the shard is damaged at its source too, or larger than the cache may be.
+            FileNotFoundError: it is neither here nor at its source.
         """
         descriptor = self._open(record)
         if descriptor is None:

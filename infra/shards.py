@@ -1,7 +1,7 @@
 """Shards: WebDataset tars with a table of member offsets, and a marker that commits them.
 
-A shard is written tar, parquet, marker. Its bytes are a function of the samples alone: mtime 0,
-fixed owner, sorted members.
+A shard is written tar, parquet, marker; where one is made anew its old marker goes first. Its bytes
+are a function of the samples alone: mtime 0, fixed owner, sorted members.
 """
 
 from __future__ import annotations
@@ -108,15 +108,25 @@ class ShardRecord:
 
 
 def write_shard(
-    uri: str, split: str, number: int, samples: Iterable[Sample | Refused], *, plan: str
+    uri: str,
+    split: str,
+    number: int,
+    samples: Iterable[Sample | Refused],
+    *,
+    plan: str,
+    anew: bool = False,
 ) -> tuple[ShardRecord, list[Refused]]:
     """Write one shard and commit it with its marker.
 
     ``samples`` may be a generator: the tar is spooled to a local file, one sample in memory. What
     it yields as refused is kept in the marker and given back.
 
+    Args:
+        anew: whether the marker of an earlier shard stands there.
+
     Raises:
         ValueError: a key or member name that the format does not allow, or a key given twice.
+        DiskFull: no space is left, there or for the spooled tar.
     """
     name = shard_name(split, number)
     rows: list[dict[str, Any]] = []
@@ -124,7 +134,8 @@ def write_shard(
     classes: dict[str, int] = {}
     seen: set[str] = set()
     # Without a name: it goes away with this process, however that ends.
-    with tempfile.TemporaryFile() as tar:
+    spool = f"the tar of {name} in {tempfile.gettempdir()}"
+    with storage.space_for(spool), tempfile.TemporaryFile() as tar:
         digest = hashlib.sha256()
         for sample in samples:
             if isinstance(sample, Refused):
@@ -161,6 +172,9 @@ def write_shard(
                 classes=dict(sorted(classes.items())),
             )
             marker = {**asdict(record), "refused": [asdict(r) for r in refused]}
+            if anew:
+                # Padded, another tar can have the size that the old marker vouches for.
+                storage.remove(storage.join(uri, record.marker))
             storage.upload(Path(f"/dev/fd/{tar.fileno()}"), storage.join(uri, record.path))
             storage.write_bytes(storage.join(uri, record.index), index_data)
             storage.write_bytes(storage.join(uri, record.marker), canonical_json(marker))

@@ -10,6 +10,7 @@ the bytes are written aside and renamed. What a store may stumble over is in ``i
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 import shutil
@@ -22,6 +23,7 @@ from typing import Any, TypeVar
 import fsspec
 
 from infra import disk, s3
+from infra.config import DiskFull
 from infra.retrying import is_transient, retries, retrying
 from infra.s3 import Stored
 
@@ -48,6 +50,7 @@ __all__ = [
     "replace_if",
     "retries",
     "size",
+    "space_for",
     "upload",
     "write_bytes",
 ]
@@ -117,10 +120,22 @@ def _ask(uri: str | Path, action: Callable[[], Result]) -> Result:
 
 
 @contextmanager
+def space_for(what: str | Path) -> Iterator[None]:
+    """Tell of a full disk in one sentence, as ``DiskFull``."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        raise DiskFull(f"no space left for {what} ({error}): free some or go elsewhere") from None
+
+
+@contextmanager
 def _plain_errors(uri: str | Path) -> Iterator[None]:
     """Turn the storage libraries' many errors into one sentence that names the URI."""
     try:
-        yield
+        with space_for(uri):
+            yield
     except FileNotFoundError:
         raise FileNotFoundError(f"{uri} does not exist: check the path or URI") from None
     except PermissionError as error:

@@ -53,6 +53,9 @@ class ShardAvsbenchConfig:
     """Of frames that are missing and have to be taken from raw_videos: squashed to 224x224 as the
     published ones are, or the video's own size."""
 
+    retry_refused: bool = False
+    """Make the shards anew in which clips were refused: their files were fetched again since."""
+
     def __post_init__(self) -> None:
         check_parallelism(self.parallelism)
         if self.samples_per_shard < 1:
@@ -96,7 +99,9 @@ def _shard(job: ShardAvsbenchConfig, uri: str, held: lease.Held) -> dict[str, An
         for (split, number), shard in plans.items()
     ]
     make = partial(_make, plans=Shared(plans))
-    written = write_shards(uri, tasks, make, parallelism=job.parallelism)
+    written = write_shards(
+        uri, tasks, make, parallelism=job.parallelism, retry_refused=job.retry_refused
+    )
     if len(written.refused) == len(rows):
         first = (refused + written.refused)[-1]
         raise ValueError(f"no clip of {layout.uri} can be used: {first.reason}")

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
@@ -14,7 +16,7 @@ from typing import Any
 
 from infra import cluster, config, corpus, lease, storage
 from infra.corpus import Corpus, Refused, Sample, ShardRecord
-from pipelines.catalog import MediaConfig, check_parallelism, look_at_media
+from pipelines.catalog import MediaConfig, check_parallelism, find_media, look_at_media
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, Shared, workers, write_shards
 from synth.plan import plan_digest, plan_shards
@@ -22,6 +24,7 @@ from synth.pools import Pools, Selected, select, split_assets
 from synth.publish import publish
 from synth.recipe import Recipe, Samples
 from synth.render import KIND, make_sample, make_samples
+from synth.rows import Rows
 
 logger = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ NOTES = {
 SHARED_NOTE = (
     "val and test show train's pictures and sounds in scenes and on backgrounds of their own."
 )
+# Kinds of refusals that are no damage: there is nothing to mend. Of Debian's media they are most.
+RULINGS = ("speech", "drawing", "duplicate")
 _TRIED = 4
 
 
@@ -56,11 +61,13 @@ class SynthesizeConfig:
     corpus: Recipe = field(default_factory=Recipe)
     """The recipe."""
     seed: int = 0
-    """Of everything that is drawn."""
+    """Of everything that is drawn; 0 or more."""
     parallelism: int | None = None
     """Shards written at once; all CPUs of the cluster by default."""
     dry_run: bool = False
-    """Say what would be made, how large it would be and how long it would take; write nothing."""
+    """Say what would be made, how large it would be and how long it would take, looking at the
+    media included. For that they are looked at; what has to be downloaded stays in the media cache,
+    and nothing else is written."""
     extend: bool = False
     """Make the corpus that stands there larger, to the samples that the recipe names now. Nothing
     that stands is changed."""
@@ -69,6 +76,8 @@ class SynthesizeConfig:
 
     def __post_init__(self) -> None:
         check_parallelism(self.parallelism)
+        if self.seed < 0:
+            raise ValueError(f"seed is {self.seed}: use 0 or more")
 
 
 def run(job: SynthesizeConfig) -> dict[str, Any]:
@@ -82,6 +91,7 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
 
 
 def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
+    retries = storage.retries()
     recipe = _extended(job) if job.extend else job.corpus
     beside = storage.join(job.uri, "catalog")
     catalog = _catalog(job, beside)
@@ -95,6 +105,14 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
             # Its shards are about to be replaced: better none than one of two halves.
             storage.remove(storage.join(job.uri, corpus.MANIFEST))
         catalog.write(beside)
+    if job.extend and job.retry_refused:
+        # Where shards are made anew, what --extend learns from goes first.
+        grown_from = json.dumps([dataclasses.asdict(samples) for samples in recipe.grown_from])
+        logger.info(
+            "if no corpus stands after this job was stopped, run it again without --extend and "
+            "with --corpus.grown_from '%s'",
+            grown_from,
+        )
     written = write_shards(
         job.uri,
         _tasks(catalog, recipe, job.seed),
@@ -102,6 +120,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         parallelism=job.parallelism,
         max_refused=recipe.max_refused,
         retry_refused=job.retry_refused,
+        check=held.check,
     )
     _tell_of_strays(job.uri, written.records)
     notes: tuple[str, ...] = NOTES[recipe.scenes]
@@ -119,6 +138,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         notes=notes,
         about=_about(chosen, pools),
         before_commit=held.check,
+        earlier_retries=storage.retries() - retries - written.retries,
     )
 
 
@@ -131,15 +151,14 @@ def _catalog(job: SynthesizeConfig, beside: str | None) -> Catalog:
 
 
 def _check_refusals(catalog: Catalog, recipe: Recipe) -> None:
-    """Stop where too much of what was looked at cannot be used."""
-    looked_at = {"unreadable", "missing", "mask", "size"}
-    counts = {k: n for k, n in catalog.refused_by_reason.items() if k in looked_at}
+    """Stop where too much of what was offered cannot be used."""
+    counts = {k: n for k, n in catalog.refused_by_reason.items() if k not in RULINGS}
     accepted = len(catalog.objects) + len(catalog.clips) + len(catalog.backgrounds)
     accepted += len(catalog.silent) + len(catalog.photos)
     share = sum(counts.values()) / (sum(counts.values()) + accepted)
     if share > recipe.max_refused:
         worst = ", ".join(f"{n} {kind}" for kind, n in sorted(counts.items()))
-        first = next(r for r in catalog.refused if r.reason.split(":")[0] in looked_at)
+        first = next(r for r in catalog.refused if r.reason.split(":")[0] in counts)
         raise ValueError(
             f"{share:.0%} of the inputs cannot be used ({worst}), more than max_refused "
             f"{recipe.max_refused:.0%}; the first is {first.id} ({first.reason}): mend the sources "
@@ -195,19 +214,34 @@ def _tell_of_strays(uri: str, records: Sequence[ShardRecord]) -> None:
 
 def _about(chosen: Selected, pools: Mapping[str, Pools]) -> dict[str, Any]:
     """What the manifest says of where everything comes from."""
-    used: dict[str, dict[str, int]] = {}
-    for pool in pools.values():
-        for kind, counts in pool.used().items():
-            for source, count in counts.items():
-                # Splits that share their assets have the same ones.
-                used.setdefault(kind, {})
-                used[kind][source] = max(used[kind].get(source, 0), count)
     return {
-        "usage": used,
+        "usage": _usage(pools.values()),
         "held_out": chosen.held_out,
         "unknown_labels": chosen.catalog.unknown_labels,
         "left_out": chosen.catalog.left_out,
     }
+
+
+def _usage(pools: Iterable[Pools]) -> dict[str, dict[str, int]]:
+    """How many objects, sounds and backgrounds of each source the corpus may be made from.
+
+    Splits share some and have others to themselves: each is counted once.
+    """
+    sources: dict[str, dict[str, str]] = {"objects": {}, "sounds": {}, "backgrounds": {}}
+    for pool in pools:
+        for name in pool.classes:
+            sources["objects"].update(_sources(pool.objects[name]))
+            sources["sounds"].update(_sources(pool.clips[name]))
+        sources["backgrounds"].update(_sources(pool.backgrounds))
+    return {
+        kind: dict(sorted(Counter(source_of.values()).items()))
+        for kind, source_of in sources.items()
+    }
+
+
+def _sources(rows: Rows[Any]) -> Iterator[tuple[str, str]]:
+    """The id and the source of each row."""
+    return zip(rows.texts("id"), rows.texts("source"), strict=True)
 
 
 def _extended(job: SynthesizeConfig) -> Recipe:
@@ -266,7 +300,11 @@ def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> boo
 def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
     """What the job would make: exact counts; bytes and time from a few samples made here."""
     recipe = _extended(job) if job.extend else job.corpus
+    if job.catalog is None:
+        find_media(job.media)  # so that no download is timed: the job finds it in the cache
+    start = time.monotonic()
     catalog = _catalog(job, storage.join(job.uri, "catalog"))
+    looking = time.monotonic() - start
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
@@ -307,7 +345,7 @@ def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
         "shards": len(missing),
         "shards_standing": len(standing),
         "expected_bytes": round(size),
-        "expected_seconds": round(spent / (job.parallelism or workers()), 1),
+        "expected_seconds": round(looking + spent / (job.parallelism or workers()), 1),
         "refused_by_reason": catalog.refused_by_reason,
         "held_out": chosen.held_out,
         "licences": sorted(set().union(*(pool.licences() for pool in pools.values()))),

@@ -55,13 +55,23 @@ def _bytes_of(kept: np.ndarray | Image.Image) -> int:
 
 def _read(asset: Asset, roots: Mapping[str, str]) -> bytes:
     """The file, as the catalog saw it."""
+    uri = locate(roots, asset.uri)
+    changed = Unusable(asset, "changed: the file is not the one that the catalog looked at")
     with stopwatch.time("read"):
         try:
-            data = storage.read_bytes(locate(roots, asset.uri), limit=MAX_BYTES)
+            data = storage.read_bytes(uri, limit=MAX_BYTES)
         except FileNotFoundError:
             raise Unusable(asset, "missing: the file is gone since the catalog was made") from None
+        except PermissionError:
+            # Of object storage it says something about the account, and not about this file.
+            if uri.startswith("s3://"):
+                raise
+            raise Unusable(asset, "unreadable: the file may not be read by this user") from None
+        except ValueError:
+            # Larger than any that the catalog accepts, or a folder stands there.
+            raise changed from None
         if file_digest(data) != asset.file_sha256:
-            raise Unusable(asset, "changed: the file is not the one that the catalog looked at")
+            raise changed
     return data
 
 

@@ -15,9 +15,10 @@ from typing import Any, ClassVar, Generic, TypeVar
 import ray.data
 import ray.exceptions
 
-from infra import corpus, stopwatch, storage
+from infra import corpus, retrying, stopwatch, storage
 from infra.config import USER_ERRORS
 from infra.corpus import Refused, Sample, ShardRecord
+from infra.shards import shard_name
 
 logger = logging.getLogger(__name__)
 
@@ -81,14 +82,16 @@ def _stream(
     blocks: int,
     parallelism: int | None,
 ) -> Iterator[dict[str, Any]]:
-    def answer(row: dict[str, Any]) -> dict[str, str]:
+    def answer(row: dict[str, Any]) -> dict[str, Any]:
+        before, made, told = storage.retries(), "", ""
         # What a person can mend travels as a sentence; raised, it would arrive as a traceback.
         try:
-            return {"made": json.dumps(fn(row)), "error": ""}
+            made = json.dumps(fn(row))
         except USER_ERRORS as error:
             if os.environ.get("SAVE_TRACEBACK"):
                 raise
-            return {"made": "", "error": str(error) or type(error).__name__}
+            told = str(error) or type(error).__name__
+        return {"made": made, "error": told, "retries": storage.retries() - before}
 
     context = ray.data.DataContext.get_current()
     context.enable_progress_bars = False
@@ -99,6 +102,9 @@ def _stream(
         answers = data.map(answer, concurrency=parallelism, max_retries=_DEATHS)
     try:
         for row in answers.iter_rows():
+            # A job's retries are those of its workers as well.
+            for _ in range(row["retries"]):
+                retrying.count_retry()
             if row["error"]:
                 raise ValueError(row["error"])
             yield json.loads(row["made"])
@@ -148,6 +154,7 @@ def write_shards(
     parallelism: int | None = None,
     max_refused: float = 1.0,
     retry_refused: bool = False,
+    check: Callable[[], None] = lambda: None,
 ) -> Written:
     """Write the shards that do not stand yet, one task and one commit each.
 
@@ -157,7 +164,9 @@ def write_shards(
         make: a picklable pure function from a task to its samples.
         parallelism: how many shards are written at once; all CPUs of the cluster by default.
         max_refused: largest share of all samples that may be refused.
-        retry_refused: make shards anew of which samples were refused.
+        retry_refused: make shards anew of which samples were refused; where there are any, no
+            corpus stands until it is committed again.
+        check: called here as each shard is finished; raises when no more may be written.
 
     Raises:
         ValueError: a shard could not be made from what it was given, with the reason, or too many
@@ -165,42 +174,47 @@ def write_shards(
     """
     start, retries = time.monotonic(), storage.retries()
     found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
-    if retry_refused:
+    if retry_refused and any(refused for _, refused in found.values()):
         found = {shard: standing for shard, standing in found.items() if not standing[1]}
-    missing = [asdict(t) for t in tasks if (t.split, t.number) not in found]
+        # A manifest must not vouch for shards that are others by now.
+        check()
+        storage.remove(storage.join(uri, corpus.MANIFEST))
+    missing = [task for task in tasks if (task.split, task.number) not in found]
+    there = corpus.shard_sizes(uri) if missing else {}
+    rows = [
+        {"task": asdict(t), "anew": f"{shard_name(t.split, t.number)}.json" in there}
+        for t in missing
+    ]
     most = max_refused * sum(task.samples for task in tasks)
     _check_refused([r for _, some in found.values() for r in some], most)
     if found:
         logger.info("%d of %d shards stand already", len(found), len(tasks))
 
     def write_one(row: dict[str, Any]) -> dict[str, Any]:
-        task = ShardTask(**row)
+        task = ShardTask(**row["task"])
         stopwatch.take()  # what a task that failed has left
-        before = storage.retries()
         record, refused = corpus.write_shard(
-            uri, task.split, task.number, make(task), plan=task.plan
+            uri, task.split, task.number, make(task), plan=task.plan, anew=row["anew"]
         )
         return {
-            **row,
+            **row["task"],
             "record": asdict(record),
             "refused": [asdict(r) for r in refused],
-            "retries": storage.retries() - before,
             "timings": stopwatch.take(),
         }
 
     made: list[ShardRecord] = []
     timings: Counter[str] = Counter()
-    again = 0
     if missing:
-        stream = _stream(missing, write_one, blocks=len(missing), parallelism=parallelism)
+        stream = _stream(rows, write_one, blocks=len(rows), parallelism=parallelism)
         for row in _followed(stream, missing):
+            check()
             record = ShardRecord(**row["record"])
             refused = [Refused(**r) for r in row["refused"]]
             found[row["split"], row["number"]] = record, refused
             _check_refused([r for _, some in found.values() for r in some] if refused else [], most)
             made.append(record)
             timings.update(row["timings"])
-            again += row["retries"]
         sizes = corpus.shard_sizes(uri)
         for record in made:
             if not record.is_whole(sizes):
@@ -214,7 +228,7 @@ def write_shards(
         made=len(made),
         samples=sum(record.samples for record in made),
         bytes=sum(record.bytes + record.index_bytes for record in made),
-        retries=again + storage.retries() - retries,
+        retries=storage.retries() - retries,
         seconds=time.monotonic() - start,
         timings=dict(sorted(timings.items())),
     )
@@ -234,21 +248,21 @@ def _check_refused(refused: Sequence[Refused], most: float) -> None:
 
 
 def _followed(
-    finished: Iterator[dict[str, Any]], rows: Sequence[dict[str, Any]]
+    finished: Iterator[dict[str, Any]], tasks: Sequence[ShardTask]
 ) -> Iterator[dict[str, Any]]:
     """The shards as they come in, with progress in the log."""
-    total = sum(row["samples"] for row in rows)
+    total = sum(task.samples for task in tasks)
     start = last = time.monotonic()
     done = shards = 0
     for row in finished:
         done, shards = done + row["samples"], shards + 1
         now = time.monotonic()
-        if now - last >= _SECONDS_BETWEEN_LINES or shards == len(rows):
+        if now - last >= _SECONDS_BETWEEN_LINES or shards == len(tasks):
             rate = done / (now - start)
             logger.info(
                 "%d of %d shards, %d samples, %.0f a second, %.0f s left",
                 shards,
-                len(rows),
+                len(tasks),
                 done,
                 rate,
                 (total - done) / max(rate, 1e-9),

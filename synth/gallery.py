@@ -7,6 +7,7 @@ downloaded. Shapes: H, W height and width in pixels; N rows of an index, or samp
 from __future__ import annotations
 
 import base64
+import json
 from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,8 @@ from infra import media, storage
 from infra.corpus import Corpus
 from synth.charts import text
 
-SILENCE = "silence"
+UNMASKED = "nothing to mask"
+"""What stands for the samples in which no class of the picture sounds."""
 
 _MOST_FIGURES = 160
 _MOST_PER_CLASS = 4
@@ -75,10 +77,7 @@ def draw_gallery(corpus: Corpus, tables: Mapping[str, pa.Table], most_bytes: int
             try:
                 figure = _figure(name, split, records[number], members, share)
             except ValueError as error:
-                raise ValueError(
-                    f"{corpus.uri}/{records[number]['shard']} is damaged at "
-                    f"{records[number]['key']} ({error}): remove it and run the job again"
-                ) from None
+                raise _damaged(corpus, records[number], error) from None
             figures.setdefault(name, []).append(figure)
             left -= len(figure.encode())
     anchors = {name: f"class-{number}" for number, name in enumerate(figures)}
@@ -103,7 +102,7 @@ def _choose(corpus: Corpus, tables: Mapping[str, pa.Table]) -> tuple[dict[str, l
     for split in tables:
         total.update(corpus.manifest["splits"][split]["classes"])
     most = sorted(total, key=lambda name: (-total[name], name))[: _MOST_FIGURES - 1]
-    names = [*sorted(most), SILENCE]
+    names = [*sorted(most), UNMASKED]
     per_class = min(_MOST_FIGURES // len(names), _MOST_PER_CLASS)
     drawn = {split: _draw_rows(index, 2 * per_class) for split, index in tables.items()}
     chosen: dict[str, list[_Place]] = {}
@@ -124,8 +123,8 @@ def _draw_rows(index: pa.Table, most: int) -> dict[str, list[int]]:
     """Up to ``most`` rows of each class of one split, in an order drawn once for all."""
     classes = index["classes"].combine_chunks()
     rank_N = np.random.default_rng(0).permutation(len(index))
-    silent_N = np.flatnonzero(pc.equal(pc.list_value_length(classes), 0).to_numpy(False))
-    rows = {SILENCE: silent_N[np.argsort(rank_N[silent_N])][:most].tolist()}
+    unmasked_N = unmasked_rows(index)
+    rows = {UNMASKED: unmasked_N[np.argsort(rank_N[unmasked_N])][:most].tolist()}
     coded = pc.list_flatten(classes).dictionary_encode()
     row_N = pc.list_parent_indices(classes).to_numpy()
     code_N = coded.indices.to_numpy()
@@ -141,8 +140,8 @@ def _figure(
     name: str, split: str, record: dict[str, Any], members: dict[str, bytes], share: int
 ) -> str:
     """Picture, mask and sound of a sample below the heading ``name``, in ``share`` bytes."""
-    key, sounding = record["key"], " and ".join(record["classes"]) or SILENCE
     image_HW3 = media.decode_image(members["frame"])[..., :3]
+    key, sounding = record["key"], " and ".join(record["classes"]) or _heard(members["meta"])
     scale = min(1.0, _SIDE / max(image_HW3.shape[:2]))
     height, width = (max(1, round(side * scale)) for side in image_HW3.shape[:2])
     size = f'width="{width}" height="{height}"'
@@ -172,20 +171,72 @@ def _figure(
     )
 
 
-def _read_members(uri: str, record: dict[str, Any]) -> dict[str, bytes]:
-    """``frame`` and ``mask`` of the first annotated frame, ``audio`` with its sound.
+def _heard(meta: bytes) -> str:
+    """What a sample without a sounding class sounds of; the index does not tell."""
+    told = json.loads(meta)
+    off_screen = told.get("off_screen")
+    if off_screen:
+        # AVSBench's clips have a yes there, ours the classes.
+        names = " and ".join(off_screen) if isinstance(off_screen, list) else "a sound"
+        return f"{names} off screen"
+    return "silence" if told.get("sound") == [] else UNMASKED
 
-    Where nothing is annotated ``frame`` is the first and ``mask`` is absent.
+
+def unmasked_rows(index: pa.Table) -> np.ndarray:
+    """int ``[N]``: the rows of the samples in which no class of the picture sounds."""
+    return np.flatnonzero(np.asarray(pc.equal(pc.list_value_length(index["classes"]), 0)))
+
+
+def count_off_screen(corpus: Corpus, index: pa.Table, rows_N: np.ndarray) -> int:
+    """How many of some samples sound of what is not in the picture, as their metadata says.
+
+    Raises:
+        ValueError: that of one is damaged.
+    """
+    found = 0
+    records = index.take(pa.array(rows_N)).to_pylist()
+    with ThreadPoolExecutor(_READERS) as pool:
+        read = pool.map(partial(_read_meta, corpus.uri), records)
+        for record, meta in zip(records, read, strict=True):
+            try:
+                found += bool(json.loads(meta).get("off_screen"))
+            except ValueError as error:
+                raise _damaged(corpus, record, error) from None
+    return found
+
+
+def _damaged(corpus: Corpus, record: dict[str, Any], error: ValueError) -> ValueError:
+    return ValueError(
+        f"{corpus.uri}/{record['shard']} is damaged at {record['key']} ({error}): "
+        "remove it and run the job again"
+    )
+
+
+def _read_members(uri: str, record: dict[str, Any]) -> dict[str, bytes]:
+    """``frame`` and ``mask`` of the first annotated frame, ``audio`` with its sound, ``meta``.
+
+    Where nothing is annotated ``frame`` is the first and ``mask`` is absent. ``meta`` is there
+    where the index does not tell what is heard.
     """
     placed = {member["name"].split(".")[0]: member for member in record["members"]}
     annotated = [k for k in range(record["frames"]) if f"mask{k}" in placed]
     k = annotated[0] if annotated else 0
-    shard = storage.join(uri, record["shard"])
+    roles = {"frame": f"frame{k}", "mask": f"mask{k}", "audio": "audio"}
+    if not record["classes"]:
+        roles["meta"] = "json"
     return {
-        role: storage.read_range(shard, placed[name]["offset"], placed[name]["size"])
-        for role, name in (("frame", f"frame{k}"), ("mask", f"mask{k}"), ("audio", "audio"))
-        if name in placed
+        role: _read(uri, record, placed[name]) for role, name in roles.items() if name in placed
     }
+
+
+def _read_meta(uri: str, record: dict[str, Any]) -> bytes:
+    (placed,) = (member for member in record["members"] if member["name"] == "json")
+    return _read(uri, record, placed)
+
+
+def _read(uri: str, record: dict[str, Any], placed: dict[str, Any]) -> bytes:
+    shard = storage.join(uri, record["shard"])
+    return storage.read_range(shard, placed["offset"], placed["size"])
 
 
 def _encode_picture(image_HW3: np.ndarray, most: int) -> bytes:

@@ -180,9 +180,20 @@ def _run_lengths(
     if mask_HW.shape != (height, width):
         # Open Images' masks are as large as the photographs were before they were published
         # smaller: the same picture, another grid.
+        _check_shape(mask_HW.shape, height, width)
         picture = Image.fromarray(mask_HW).resize((width, height), Image.Resampling.NEAREST)
         mask_HW = np.asarray(picture)
     return masks.encode_mask_rle(mask_HW)
+
+
+def _check_shape(mask_shape: tuple[int, ...], height: int, width: int) -> None:
+    """ValueError unless two sizes are of one picture, each side rounded up or down."""
+    high, wide = mask_shape
+    if abs(wide * height - high * width) >= wide + high + width + height:
+        raise ValueError(
+            f"mask: its {wide}x{high} pixels have another shape than the photograph's "
+            f"{width}x{height}"
+        )
 
 
 def _decode(data: bytes, *, upright: bool) -> np.ndarray:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+import logging
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
@@ -19,6 +20,8 @@ from synth.rows import Rows
 from synth.sources import Offer
 from synth.tables import MEDIA, Annotation, Candidate, Refused
 
+logger = logging.getLogger(__name__)
+
 MapRows: TypeAlias = Callable[
     [list[dict[str, str]], Callable[[dict[str, str]], dict[str, str]]], list[dict[str, str]]
 ]
@@ -31,7 +34,8 @@ _TABLE_OF_ROLE = {
     "silent": "silent",
     "photo": "photos",
 }
-# Candidates that are looked at before the next are asked for: a source can have millions.
+# Candidates that are looked at before the next are asked for, and between two lines of progress:
+# a source can have millions.
 _BATCH = 20_000
 
 
@@ -132,6 +136,7 @@ def _look(
     parts: dict[str, list[Rows[Any]]] = {name: [] for name in TABLES}
     look = partial(_inspect_row, roots=roots)
     remaining = iter(candidates)
+    looked = refused = 0
     while batch := list(islice(remaining, _BATCH)):
         made: dict[str, list[Any]] = {name: [] for name in TABLES}
         made["refused"] += [refuse(c, c.refusal) for c in batch if c.refusal]
@@ -142,6 +147,8 @@ def _look(
         for name, some in made.items():
             if some:
                 parts[name].append(Rows.of(TABLES[name], some))
+        looked, refused = looked + len(batch), refused + len(made["refused"])
+        logger.info("%d files looked at, %d refusals", looked, refused)
     return parts
 
 
@@ -162,10 +169,16 @@ def _inspect_row(row: dict[str, str], *, roots: Mapping[str, str]) -> dict[str, 
 
     def read(path: str) -> bytes:
         uri = storage.join(roots[candidate.root], path)
-        bytes_there = storage.size(uri)
-        if bytes_there > MAX_BYTES:
-            raise ValueError(f"size: {bytes_there} bytes, more than {MAX_BYTES}")
-        return storage.read_bytes(uri, limit=MAX_BYTES)
+        try:
+            bytes_there = storage.size(uri)
+            if bytes_there > MAX_BYTES:
+                raise ValueError(f"size: {bytes_there} bytes, more than {MAX_BYTES}")
+            return storage.read_bytes(uri, limit=MAX_BYTES)
+        except PermissionError:
+            # Of object storage it says something about the account, and not about this file.
+            if uri.startswith("s3://"):
+                raise
+            raise ValueError(f"unreadable: {path} may not be read by this user") from None
 
     def read_mask(path: str) -> bytes:
         try:

@@ -2,7 +2,8 @@
 
 One self-contained HTML file without scripts, so that it opens from a disk or a bucket alike. All
 numbers come from the manifest and the shards' indexes; of the shards themselves only the members
-of the samples shown are read, by range. The page is at most ``MOST_BYTES`` long however large the
+of the samples shown are read, by range, and the metadata of some that show nothing that sounds
+where the recipe wants sounds off screen. The page is at most ``MOST_BYTES`` long however large the
 corpus is, and the same for the same corpus.
 """
 
@@ -22,7 +23,8 @@ from infra import storage
 from infra.corpus import Corpus, Refused
 from synth import charts
 from synth.charts import text
-from synth.gallery import Gallery, draw_gallery
+from synth.gallery import UNMASKED, Gallery, count_off_screen, draw_gallery, unmasked_rows
+from synth.recipe import TEST, TRAIN, VAL
 
 MOST_BYTES = 8_000_000
 # What the tables below can take at most, with every text and list at its bound.
@@ -31,7 +33,9 @@ _TABLE_BYTES = 1_600_000
 _MOST_CLASSES = 500
 _MOST_ROWS = 40
 _MOST_LABELS = 20
-_FIRST_SPLITS = ("train", "val", "test")
+_FIRST_SPLITS = (TRAIN, VAL, TEST)
+# Enough to know the share of all of them to within three percent.
+_MOST_ASKED = 1_000
 
 _AREA = charts.Bins(
     edges=(0.0, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0),
@@ -48,9 +52,10 @@ _LOUDNESS = charts.Bins(
 def write_page(uri: str, manifest: dict[str, Any], refused: Sequence[Refused]) -> None:
     """Write ``index.html`` for the corpus whose shards stand at ``uri``.
 
-    Of the manifest three entries may be absent: ``usage`` (objects, sounds and backgrounds by
-    source), ``held_out`` (clips that the contamination guard dropped, by source and the list that
-    names them) and ``unknown_labels`` (labels outside the taxonomy by source, with their counts).
+    Of the manifest four entries may be absent: ``usage`` (objects, sounds and backgrounds by
+    source), ``held_out`` (clips that the contamination guard dropped, as ``Selected`` has them),
+    ``unknown_labels`` (labels outside the taxonomy by source, with their counts) and ``left_out``
+    (records that gave nothing to look at, by source and reason).
     """
     corpus = Corpus(storage.normalise(uri), manifest, sha256="")
     splits = sorted(
@@ -60,12 +65,12 @@ def write_page(uri: str, manifest: dict[str, Any], refused: Sequence[Refused]) -
     tables = {split: corpus.table(split) for split in splits}
     gallery = draw_gallery(corpus, tables, MOST_BYTES - _TABLE_BYTES)
     sections = [
-        ("Splits", _splits(manifest, tables)),
+        ("Splits", _splits(manifest, tables) + _off_screen(corpus, tables)),
         ("Classes", _classes(manifest, tables, gallery)),
         ("Mask area", _mask_area(tables)),
         ("Loudness", _loudness(tables)),
         ("Sources and licences", _sources(manifest)),
-        ("Refused", _refusals(refused)),
+        ("Refused", _refusals(refused) + _left_out(manifest)),
         ("Held out", _held_out(manifest)),
         ("Labels outside the taxonomy", _unknown_labels(manifest)),
         ("Samples", gallery.html),
@@ -118,7 +123,7 @@ def _splits(manifest: dict[str, Any], tables: Mapping[str, pa.Table]) -> str:
         (
             split,
             manifest["splits"][split]["samples"],
-            int(pc.sum(pc.equal(pc.list_value_length(index["classes"]), 0)).as_py() or 0),
+            len(unmasked_rows(index)),
             int(pc.sum(index["frames"]).as_py() or 0),
             len(manifest["splits"][split]["classes"]),
             shards[split],
@@ -126,8 +131,25 @@ def _splits(manifest: dict[str, Any], tables: Mapping[str, pa.Table]) -> str:
         )
         for split, index in tables.items()
     ]
-    heads = ("split", "samples", "silent", "frames", "classes", "shards", "size")
+    heads = ("split", "samples", UNMASKED, "frames", "classes", "shards", "size")
     return charts.table(heads, rows)
+
+
+def _off_screen(corpus: Corpus, tables: Mapping[str, pa.Table]) -> str:
+    """Which share of train sounds of what is not in the picture, beside the one asked for."""
+    asked = corpus.manifest["recipe"].get("off_screen")
+    if not asked or TRAIN not in tables:
+        return ""
+    unmasked_N = unmasked_rows(tables[TRAIN])
+    looked_at_N = np.random.default_rng(0).permutation(unmasked_N)[:_MOST_ASKED]
+    found = count_off_screen(corpus, tables[TRAIN], looked_at_N)
+    about = "about " if len(looked_at_N) < len(unmasked_N) else ""
+    reached = found / max(len(looked_at_N), 1) * len(unmasked_N) / max(len(tables[TRAIN]), 1)
+    return (
+        f"<p>Off screen: of train, {asked:.1%} should sound of a class that is not in the picture, "
+        f"and {about}{reached:.1%} do. Where no other class is known to be absent, one that is in "
+        "the picture sounds instead.</p>"
+    )
 
 
 def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: Gallery) -> str:
@@ -136,7 +158,7 @@ def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: 
     for classes in counts:
         total.update(classes)
     if not total:
-        return "<p>Nothing sounds in this corpus.</p>"
+        return "<p>Nothing sounds in any picture of this corpus.</p>"
     names = sorted(total, key=lambda name: (-total[name], name))
     rows = {name: [classes.get(name, 0) for classes in counts] for name in names[:_MOST_CLASSES]}
     by_split = charts.table(
@@ -144,7 +166,7 @@ def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: 
     )
     more = len(names) - len(rows)
     return (
-        "<p>Samples in which a class sounds; where two sound, the sample counts for both.</p>"
+        "<p>Samples in whose picture a class sounds; where two do, the sample counts for both.</p>"
         + charts.legend(list(tables))
         + charts.stacked_bars(rows, gallery.anchors)
         + (f"<p>And {more:,} classes with fewer samples.</p>" if more else "")
@@ -224,10 +246,7 @@ def _refusals(refused: Sequence[Refused]) -> str:
         (
             kind,
             by_kind[kind],
-            ", ".join(
-                f"{source}\u00a0{count:,}"
-                for source, count in sorted(sources[kind].items(), key=lambda s: (-s[1], s[0]))[:5]
-            ),
+            _most_of(sources[kind]),
             examples[kind].id,
             examples[kind].reason,
         )
@@ -239,23 +258,58 @@ def _refusals(refused: Sequence[Refused]) -> str:
     )
 
 
+def _most_of(counts: Mapping[str, int]) -> str:
+    """The sources that most come from, with their counts."""
+    most = sorted(counts.items(), key=lambda source: (-source[1], source[0]))[:5]
+    return ", ".join(f"{source}\u00a0{count:,}" for source, count in most)
+
+
+def _left_out(manifest: dict[str, Any]) -> str:
+    """What the sources list and nobody could look at."""
+    sources: dict[str, dict[str, int]] = {}
+    for source, counts in manifest.get("left_out", {}).items():
+        for reason, count in counts.items():
+            sources.setdefault(reason, {})[source] = count
+    if not sources:
+        return ""
+    total = {reason: sum(counts.values()) for reason, counts in sources.items()}
+    reasons = sorted(total, key=lambda reason: (-total[reason], reason))
+    rows = [(reason, total[reason], _most_of(sources[reason])) for reason in reasons[:_MOST_ROWS]]
+    more = sum(total[reason] for reason in reasons[_MOST_ROWS:])
+    return (
+        "<h3>Left out before anything was looked at</h3>"
+        + charts.table(("reason", "records", "from"), rows)
+        + (f"<p>And {more:,} for other reasons.</p>" if more else "")
+    )
+
+
 def _held_out(manifest: dict[str, Any]) -> str:
     """What the contamination guard dropped."""
     dropped: dict[str, dict[str, int]] | None = manifest.get("held_out")
-    about = "<p>Clips cut from videos that an evaluation is made of are dropped.</p>"
     if dropped is None:
-        return about + "<p>Not recorded for this corpus.</p>"
+        return "<p>Not recorded for this corpus.</p>"
+    if manifest["recipe"].get("held_out") == "none":
+        return (
+            "<p>The guard was off (held_out: none): nothing was compared, and sounds here may come "
+            "from videos that an evaluation is made of.</p>"
+        )
+    about = (
+        "<p>Clips cut from videos that an evaluation is made of are dropped. A sound that names no "
+        "video cannot be compared.</p>"
+    )
     if not dropped:
-        return about + "<p>No clip was dropped: no sound here comes from a known video.</p>"
-    lists = sorted({name for counts in dropped.values() for name in counts})
+        return about + "<p>Nothing was compared: no sound here names the video it is from.</p>"
+    lists = sorted({name for counts in dropped.values() for name in counts} - {"clips"})
     rows = [
-        (source, *(counts.get(name, 0) for name in lists), sum(counts.values()))
+        (source, *(counts.get(name, 0) for name in ("clips", *lists)))
         for source, counts in sorted(dropped.items())[:_MOST_ROWS]
     ]
-    total = sum(sum(counts.values()) for counts in dropped.values())
-    said = f"{total:,} clips were dropped." if total else "No clip was dropped: none is in a list."
-    heads = ("source", *(name.replace("_", " ") for name in lists), "all")
-    return f"{about}<p>{said}</p>" + charts.table(heads, rows)
+    total = sum(counts.get("clips", 0) for counts in dropped.values())
+    said = f"{total:,} clips were dropped" if total else "No clip was dropped: none is in a list"
+    if lists:
+        said += "; a clip whose video is in several lists counts in each"
+    heads = ("compared", "dropped", *(name.replace("_", " ") for name in lists))
+    return f"{about}<p>{said}.</p>" + charts.table(heads, rows)
 
 
 def _unknown_labels(manifest: dict[str, Any]) -> str:

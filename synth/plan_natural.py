@@ -77,7 +77,8 @@ def plan_natural(
     heard: list[str] = []
     if count < 0:
         absent = sorted(set(about.absent.split("|")) & set(pools.classes))
-        # Only where the source is sure of it: what nobody marked may be there all the same.
+        # Only where the source is sure of it: what nobody marked may be there all the same. So
+        # the share may not be reached; the corpus's page says which one was.
         if absent:
             heard = [absent[int(sound_rng.integers(len(absent)))]]
         else:

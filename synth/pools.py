@@ -36,7 +36,9 @@ class Selected:
     refused: list[Refused]
     """Sounds that are held out, with the reason."""
     held_out: dict[str, dict[str, int]]
-    """How many sounds of each source are held out, by the AVSBench split that their video is in."""
+    """By source how many sounds are held out: ``clips`` counts each once, the AVSBench splits each
+    sound whose video they have, and many are in several. Only sources with a sound that could be
+    compared are listed, so none where the guard is off."""
 
 
 def select(catalog: Catalog, recipe: Recipe) -> Selected:
@@ -73,9 +75,10 @@ def _without_held_out(
         Refused(id=row.id, source=row.source, reason=guard.reason(row.video))
         for row in clips.take(dropped)
     ]
-    counts: dict[str, Counter[str]] = {}
+    comparable = np.asarray([bool(video and guard.splits) for video in videos] or [False])[codes]
+    counts = {source: Counter(clips=0) for source in clips.take(comparable).distinct("source")}
     for row in clips.take(dropped):
-        counts.setdefault(row.source, Counter()).update(guard.splits_of(row.video) or ("unknown",))
+        counts[row.source].update(("clips", *(guard.splits_of(row.video) or ("unknown",))))
     report = {source: dict(sorted(found.items())) for source, found in sorted(counts.items())}
     return clips.take(~dropped), refused, report
 
@@ -132,22 +135,19 @@ class Pools:
         return sorted(self.objects.keys() & self.clips.keys())
 
     def used(self) -> dict[str, dict[str, int]]:
-        """How many objects, sounds and backgrounds each source gives."""
+        """How many objects, sounds and backgrounds of each source scenes may be made from."""
         tables: dict[str, list[Rows[Any]]] = {
-            "objects": list(self.objects.values()),
-            "sounds": list(self.clips.values()),
+            "objects": [self.objects[name] for name in self.classes],
+            "sounds": [self.clips[name] for name in self.classes],
             "backgrounds": [self.backgrounds],
         }
         return {name: _counted(parts, "source") for name, parts in tables.items()}
 
     def licences(self) -> set[str]:
         """Of everything that a scene may be made from."""
-        parts: list[Rows[Any]] = [
-            *self.objects.values(),
-            *self.clips.values(),
-            self.backgrounds,
-            self.silent,
-        ]
+        parts: list[Rows[Any]] = [self.backgrounds, self.silent]
+        for name in self.classes:
+            parts += [self.objects[name], self.clips[name]]
         return set(_counted(parts, "licence"))
 
 
@@ -167,7 +167,7 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
     (sounds of one video together), so that each stays in its split whatever else the catalog
     holds. Otherwise train, val and test share them, and of every class with two or more pictures
     and two or more sounds the last of each (by id) is in ``unseen`` alone. Backgrounds are dealt
-    out so that no two splits share one.
+    out so that no two splits share one; natural scenes have none, and nothing silent beside them.
 
     Raises:
         ValueError: the recipe names classes or backgrounds that the catalog lacks, or a split
@@ -181,8 +181,12 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
     objects, clips = by_class(_single(every, recipe)), by_class(sounds)
     classes = _classes(recipe, objects, clips)
     objects, clips = _only(classes, objects), _only(classes, clips)
-    silent = catalog.silent.sorted_by_id()
-    own_backgrounds = _deal_backgrounds(catalog.backgrounds, recipe)
+    if natural:
+        silent = catalog.silent[:0]
+        own_backgrounds = dict.fromkeys(SPLITS, catalog.backgrounds[:0])
+    else:
+        silent = catalog.silent.sorted_by_id()
+        own_backgrounds = _deal_backgrounds(catalog.backgrounds, recipe)
     own_every, own_sounds = _deal(every, recipe), _deal(sounds, recipe)
     pools = {}
     for split in SPLITS:
@@ -341,7 +345,8 @@ def _deal_backgrounds(rows: Rows[Background], recipe: Recipe) -> dict[str, Rows[
             )
     wanted = np.asarray([not recipe.backgrounds or n in recipe.backgrounds for n in known], bool)
     chosen = rows.take(wanted[codes] if known else np.zeros(0, bool))
-    # By content, so that the same picture stays in its split whatever else the catalog holds.
+    # By content, so that names do not matter. Of few backgrounds each split must get its share, so
+    # they are counted off: where more come in, one may move to another split.
     chosen = chosen.take(chosen.order_by("sha256"))
     edges = np.rint(np.cumsum((0.0, *recipe.background_shares)) * len(chosen)).astype(int)
     return {split: chosen[edges[i] : edges[i + 1]] for i, split in enumerate(SPLITS)}
@@ -356,14 +361,33 @@ def _check_enough(split: str, pools: Pools, recipe: Recipe) -> None:
                 f"the split {split!r} has no photograph of a class that has a sound there: add "
                 "media, change asset_shares or set its samples to 0"
             )
-        return
-    if len(pools.classes) < 2:
+    elif len(pools.classes) < 2:
         raise ValueError(
             f"the split {split!r} has {len(pools.classes)} classes with a picture and a sound, "
             "and scenes need two: add media or set its samples to 0"
         )
-    if not len(pools.backgrounds):
+    elif not len(pools.backgrounds):
         raise ValueError(
             f"the split {split!r} has no background of its own: add backgrounds, change "
             "background_shares or set its samples to 0"
+        )
+    if split == TRAIN and recipe.off_screen:
+        _check_off_screen(pools, recipe)
+
+
+def _check_off_screen(pools: Pools, recipe: Recipe) -> None:
+    """Whether any sample can sound of a class that is not in its picture."""
+    if pools.photographs is not None:
+        codes, absent = pools.photographs.objects.coded("absent")
+        shown, heard = np.unique(codes[pools.photographs.order[""]]), set(pools.classes)
+        if all(heard.isdisjoint(absent[code].split("|")) for code in shown.tolist()):
+            raise ValueError(
+                f"off_screen is {recipe.off_screen}, but of no photograph in train a source states "
+                "that a class with a sound is absent: add a source that does (lvis, coco, "
+                "open_images with its image labels) or set off_screen to 0"
+            )
+    elif len(pools.classes) <= 1 + np.flatnonzero(recipe.object_counts)[0]:
+        raise ValueError(
+            f"off_screen is {recipe.off_screen}, but every scene of train shows all "
+            f"{len(pools.classes)} classes: add media, change object_counts or set off_screen to 0"
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -10,6 +11,8 @@ from infra import corpus, storage
 from infra.corpus import Corpus, Refused
 from synth.distribute import Written
 from synth.page import write_page
+
+logger = logging.getLogger(__name__)
 
 
 def publish(
@@ -25,15 +28,19 @@ def publish(
     notes: Sequence[str],
     about: Mapping[str, Any] | None = None,
     before_commit: Callable[[], None] = lambda: None,
+    earlier_retries: int = 0,
 ) -> dict[str, Any]:
-    """Commit the shards at ``uri`` as a corpus and return the job's summary.
+    """Commit the shards at ``uri`` as a corpus and return the job's summary, logged as well.
 
     Args:
         refused: what was refused before any shard was written.
         kind, seed, recipe, sources, licences, notes: as ``corpus.build_manifest`` takes them.
         about: more that the manifest says of the corpus.
-        before_commit: called before the manifest is written; raises when it must not be.
+        before_commit: called before the manifest is written and before the files that come with
+            it are; raises when they must not be.
+        earlier_retries: requests that had to be sent again beside those of writing the shards.
     """
+    retries = storage.retries()
     # One file that many samples would have used is refused once.
     refused = sorted({*refused, *written.refused}, key=lambda row: (row.id, row.source, row.reason))
     manifest = corpus.build_manifest(
@@ -47,12 +54,14 @@ def publish(
         notes=notes,
     )
     manifest.update(about or {})
+    before_commit()
     corpus.write_refused(uri, refused)
+    before_commit()
     write_page(uri, manifest, refused)
     before_commit()
     corpus.commit(uri, manifest)
     committed = Corpus.open(uri)
-    return {
+    summary = {
         "uri": storage.normalise(uri),
         "kind": kind,
         "manifest_sha256": committed.sha256,
@@ -67,6 +76,24 @@ def publish(
         "bytes_made": written.bytes,
         "samples_made": written.samples,
         "samples_per_second": round(written.samples / max(written.seconds, 1e-9), 1),
-        "retries": written.retries,
-        "stage_seconds": {name: round(spent, 2) for name, spent in written.timings.items()},
+        "retries": earlier_retries + written.retries + storage.retries() - retries,
+        "stage_seconds": {name: round(spent, 3) for name, spent in written.timings.items()},
     }
+    _log(summary)
+    return summary
+
+
+def _log(summary: Mapping[str, Any]) -> None:
+    spent = ", ".join(f"{name} {seconds:.2f}" for name, seconds in summary["stage_seconds"].items())
+    logger.info(
+        "%d samples in %d shards made in %.1f s (%.1f a second, %.1f MB); %d inputs refused, "
+        "%d requests sent again; seconds of all workers together: %s",
+        summary["samples_made"],
+        summary["shards_made"],
+        summary["seconds"],
+        summary["samples_per_second"],
+        summary["bytes_made"] / 1e6,
+        summary["refused"],
+        summary["retries"],
+        spent or "none",
+    )

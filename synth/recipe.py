@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -13,6 +14,8 @@ Order = Literal["objects", "classes"]
 Marks = Literal["class", "instance"]
 Stretch = Literal["random", "loudest"]
 Guard = Literal["val_test", "zero_shot", "none"]
+
+_SHARES = ("max_refused", "min_mask_area", "overlap", "flip", "light", "silence", "off_screen")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +69,7 @@ class Recipe:
     seconds: float = 1.0
     """Length of the sound; the picture belongs to its first second."""
     jpeg_quality: int = 95
-    """Quality of the pictures."""
+    """Quality of the pictures, 1 to 100."""
 
     own_assets: bool = False
     """Composite: val and test have pictures and sounds of their own, as natural scenes always do.
@@ -82,7 +85,8 @@ class Recipe:
     """Natural: side of the part of the photograph that is shown, as a share of its sides; it always
     holds the object's box as far as it can."""
     min_mask_area: float = 0.0
-    """Smallest share of the picture that is visible of what sounds."""
+    """Smallest share of the picture that is visible of each class that a scene is about, whether
+    it sounds or not; distractors may show less."""
 
     backgrounds: tuple[str, ...] = ()
     """Composite: collections of backgrounds to use; empty takes all."""
@@ -111,7 +115,7 @@ class Recipe:
     """Share of train samples whose sound is noise alone and whose mask is empty."""
     off_screen: float = 0.0
     """Share of train samples that sound of a class that is not in the picture, with an empty
-    mask."""
+    mask; natural: as far as the sources state which classes a photograph does not show."""
     stretch: Stretch = "random"
     """Which part of a longer clip is heard: any, or the loudest."""
     gain_db: tuple[float, float] = (-10.0, 4.0)
@@ -134,6 +138,8 @@ class Recipe:
             raise ValueError(f"seconds is {self.seconds}: one audio example needs at least 0.975 s")
         if self.samples_per_shard < 1:
             raise ValueError(f"samples_per_shard is {self.samples_per_shard}: use at least 1")
+        if not 1 <= self.jpeg_quality <= 100:
+            raise ValueError(f"jpeg_quality is {self.jpeg_quality}: use 1 to 100")
         self._check_samples()
         for name in ("background_shares", "asset_shares"):
             shares = getattr(self, name)
@@ -145,11 +151,16 @@ class Recipe:
                 raise ValueError(f"{name} are {weights}: use weights of 0 or more, not all 0")
         for name in ("long_side", "distractor_side", "feather", "gain_db", "noise_db", "crop"):
             low, high = getattr(self, name)
-            if low > high:
-                raise ValueError(f"{name} is {(low, high)}: the lower end comes first")
+            if not -math.inf < low <= high < math.inf:
+                raise ValueError(f"{name} is {(low, high)}: use two numbers, the lower end first")
+        for name in ("long_side", "distractor_side"):
+            if getattr(self, name)[0] <= 0:
+                raise ValueError(f"{name} is {getattr(self, name)}: use shares above 0")
+        if self.feather[0] < 0:
+            raise ValueError(f"feather is {self.feather}: use 0 or more pixels")
         if not 0 < self.crop[0] <= self.crop[1] <= 1:
             raise ValueError(f"crop is {self.crop}: use shares above 0 and at most 1")
-        for name in ("silence", "off_screen", "flip", "overlap", "min_mask_area", "max_refused"):
+        for name in _SHARES:
             share = getattr(self, name)
             if not 0 <= share <= 1:
                 raise ValueError(f"{name} is {share}: use a share, 0 to 1")

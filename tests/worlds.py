@@ -17,6 +17,7 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 BATCH = 6
+OVERLAYS = 4
 
 
 def run(world: int, scenarios: list[dict[str, Any]], **environment: str) -> list[dict[str, Any]]:
@@ -25,7 +26,9 @@ def run(world: int, scenarios: list[dict[str, Any]], **environment: str) -> list
     Args:
         scenarios: each with ``config`` (changes of the recipe), ``steps`` (``[first, last]``), and
             perhaps ``restore`` (the folder of a checkpoint to start from), ``save`` (one to write
-            in the end), ``accumulate`` and ``zero_stage``.
+            in the end), ``accumulate``, ``zero_stage`` and ``image_size``; or, in place of steps,
+            ``validate`` (the ``corpus`` and ``split`` to score with untrained weights, and a folder
+            for what is ``shown``).
     """
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -65,7 +68,9 @@ def _main(scenarios: list[dict[str, Any]]) -> None:
 
     torch.set_num_threads(1)
     torch.distributed.init_process_group("gloo")
-    found = [_play(scenario) for scenario in scenarios]
+    found = [
+        _validate(scenario) if "validate" in scenario else _play(scenario) for scenario in scenarios
+    ]
     if torch.distributed.get_rank() == 0:
         sys.stdout.write(json.dumps(found) + "\n")
 
@@ -75,48 +80,25 @@ def _play(scenario: dict[str, Any]) -> dict[str, Any]:
     import torch.distributed
 
     from training import checkpoint
-    from training.engine import start_engine, take_step
-    from training.loop import build_learner
-    from training.recipe import ModelConfig, TrainConfig, WorkersConfig
-    from training.step import OptimizerConfig, set_learning_rate, split_batch
+    from training.engine import take_batch
+    from training.step import set_learning_rate
 
     rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    workers = WorkersConfig(count=world, zero_stage=scenario.get("zero_stage", 0))
-    config = TrainConfig(
-        stage="world",
-        corpus="",
-        steps=10,
-        batch=BATCH,
-        class_weight=0.5,
-        accumulate=scenario.get("accumulate", 1),
-        precision=scenario.get("precision", "fp32"),
-        model=ModelConfig(image_size=32),
-        workers=dataclasses.replace(workers, **scenario.get("workers", {})),
-        optimizer=OptimizerConfig(learning_rate=1e-3),
-    )
-    learner = build_learner(config, classes=3)
+    config, learner, engine = _start(scenario)
     folder = scenario.get("restore")
-    engine = start_engine(config, learner, torch.device("cpu"))
     if folder:
         checkpoint.restore(Path(folder), engine, learner)
     losses, norms = [], []
     for step in range(*scenario["steps"]):
-        batch = made_batch(step)
+        batch = made_batch(step, config.model.image_size)
         first, last = (BATCH * end // world for end in (rank, rank + 1))
         share = type(batch)(
             **{f.name: getattr(batch, f.name)[first:last] for f in dataclasses.fields(batch)}
         )
         set_learning_rate(engine.optimizer, config.optimizer.rate(step, 10))
-        total = torch.zeros(())
-        parts = split_batch(share, config.accumulate)
-        for part in parts:
-            loss, _ = engine(part)
-            weight = len(part) / BATCH
-            engine.backward(loss * (weight * world * len(parts)))
-            norm = take_step(engine, learner)
-            total += loss.detach().float() * weight
-        torch.distributed.all_reduce(total)
-        losses.append(float(total))
+        told, norm = take_batch(engine, learner, share, total=BATCH, accumulate=config.accumulate)
+        torch.distributed.all_reduce(told["loss"])
+        losses.append(float(told["loss"]))
         norms.append(float(norm))
     gathered = checkpoint.gather(engine, learner)
     if scenario.get("save"):
@@ -140,21 +122,78 @@ def _play(scenario: dict[str, Any]) -> dict[str, Any]:
     return {"losses": losses, "norms": norms, "optimizer_steps": optimizer_steps, **sums}
 
 
-def made_batch(step: int) -> Any:
+def _validate(scenario: dict[str, Any]) -> dict[str, Any]:
+    import torch.distributed
+
+    from infra.corpus import Corpus
+    from training.engine import take_batch
+    from training.step import set_learning_rate
+    from training.validation import validate
+
+    asked = scenario["validate"]
+    config, learner, engine = _start(scenario)
+    # A step that changes nothing, since a stage never validates before its first one: in it ZeRO 3
+    # learns which parameters a module borrows from another.
+    set_learning_rate(engine.optimizer, 0.0)
+    total = BATCH * torch.distributed.get_world_size()
+    batch = made_batch(0, config.model.image_size)
+    take_batch(engine, learner, batch, total=total, accumulate=1)
+    scores = validate(
+        learner.save,
+        Corpus.open(asked["corpus"]),
+        asked["split"],
+        overlays=OVERLAYS,
+        show=lambda key, jpeg: Path(asked["shown"], f"{key}.jpg").write_bytes(jpeg),
+    )
+    engine.destroy()
+    return dataclasses.asdict(scores)
+
+
+def _start(scenario: dict[str, Any]) -> tuple[Any, Any, Any]:
+    """The recipe, the learner and the engine of a scenario."""
+    import torch
+    import torch.distributed
+
+    from training.engine import start_engine
+    from training.loop import build_learner
+    from training.recipe import ModelConfig, TrainConfig, WorkersConfig
+    from training.step import OptimizerConfig
+
+    workers = WorkersConfig(
+        count=torch.distributed.get_world_size(), zero_stage=scenario.get("zero_stage", 0)
+    )
+    config = TrainConfig(
+        stage="world",
+        corpus="",
+        steps=10,
+        batch=BATCH,
+        class_weight=0.5,
+        accumulate=scenario.get("accumulate", 1),
+        precision=scenario.get("precision", "fp32"),
+        model=ModelConfig(image_size=scenario.get("image_size", 32)),
+        workers=dataclasses.replace(workers, **scenario.get("workers", {})),
+        optimizer=OptimizerConfig(learning_rate=1e-3),
+    )
+    learner = build_learner(config, classes=3)
+    engine = start_engine(config, learner, torch.device("cpu"))
+    return config, learner, engine
+
+
+def made_batch(step: int, side: int) -> Any:
     """A batch that is a function of the step alone; some masks are empty."""
     import torch
 
     from training.data import Batch
 
     made = torch.Generator().manual_seed(step)
-    mask = (torch.rand(BATCH, 1, 32, 32, generator=made) < 0.3).float()
+    mask = (torch.rand(BATCH, 1, side, side, generator=made) < 0.3).float()
     mask[step % BATCH] = 0.0
     return Batch(
-        image_B3SS=torch.randn(BATCH, 3, 32, 32, generator=made),
+        image_B3SS=torch.randn(BATCH, 3, side, side, generator=made),
         log_mel_B1MF=torch.randn(BATCH, 1, 96, 64, generator=made),
         mask_B1SS=mask,
         class_BC=torch.eye(3)[torch.randint(3, (BATCH,), generator=made)],
-        cell_BGG=torch.randint(4, (BATCH, 2, 2), generator=made),
+        cell_BGG=torch.randint(4, (BATCH, side // 16, side // 16), generator=made),
     )
 
 

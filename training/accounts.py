@@ -44,6 +44,7 @@ class Accounts:
         self._steps = 0
         self._waited = self._told = 0.0
         self._running_since = time.monotonic()
+        self._is_paused = False
 
     def waiting_for(self, batches: Iterable[Item]) -> Iterator[Item]:
         """The same batches; how long they let wait is counted."""
@@ -62,9 +63,11 @@ class Accounts:
     def paused(self) -> Iterator[None]:
         """What happens inside is no training, and its time is not counted."""
         self._book()
+        self._is_paused = True
         try:
             yield
         finally:
+            self._is_paused = False
             self._running_since = time.monotonic()
 
     @contextmanager
@@ -102,7 +105,8 @@ class Accounts:
 
     def _book(self) -> None:
         now = time.monotonic()
-        self._seconds += now - self._running_since
+        if not self._is_paused:
+            self._seconds += now - self._running_since
         self._running_since = now
 
 

@@ -54,6 +54,8 @@ class Augmentation:
             raise ValueError(
                 f"augmentation.scale must lie between 1 and {_LARGEST_SCALE:.0f}, got {self.scale}"
             )
+        if not 0.0 <= self.noise <= 1.0:
+            raise ValueError(f"augmentation.noise must lie between 0 and 1, got {self.noise}")
         if not 0.0 < self.gain[0] <= self.gain[1]:
             raise ValueError(f"augmentation.gain must be two rising positives, got {self.gain}")
 

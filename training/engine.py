@@ -15,8 +15,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from training.data import Batch
 from training.recipe import TrainConfig
-from training.step import Learner
+from training.step import Learner, split_batch
 
 
 def start_engine(config: TrainConfig, learner: Learner, device: torch.device) -> Any:
@@ -62,18 +63,45 @@ def start_engine(config: TrainConfig, learner: Learner, device: torch.device) ->
     return engine
 
 
-def take_step(engine: Any, learner: Learner) -> Tensor | float:
-    """The engine's step; the norm of the whole batch's gradient before it was clipped.
+def take_batch(
+    engine: Any, learner: Learner, batch: Batch, *, total: int, accumulate: int
+) -> tuple[dict[str, Tensor], Tensor | float]:
+    """An optimisation step on this rank's share of a batch.
 
-    While ``accumulate`` has parts to come, nothing is changed and the norm says nothing.
+    Args:
+        total: samples of the batch, over all ranks.
+        accumulate: parts in which the share is computed, one after the other.
+
+    Returns:
+        of each part of the loss this rank's share of the mean; and the norm of the whole batch's
+        gradient before it was clipped, not finite where the gradient was not.
     """
+    told: dict[str, Tensor] = {}
+    norm: Tensor | float = 0.0
+    world, parts = torch.distributed.get_world_size(), split_batch(batch, accumulate)
+    for part in parts:
+        loss, values = engine(part)
+        share = len(part) / total
+        # DeepSpeed takes the mean over ranks and parts, which may differ by one sample.
+        engine.backward(loss * (share * world * len(parts)))
+        norm = _take_step(engine, learner)
+        for name, value in values.items():
+            told[name] = told.get(name, 0.0) + value.float() * share
+    return told, norm
+
+
+def _take_step(engine: Any, learner: Learner) -> Tensor | float:
+    """The engine's step; while there are parts to come, it changes nothing and has no norm."""
     norm: Tensor | float | None = None
+    # Without ZeRO, DeepSpeed leaves an fp16 gradient's norm multiplied by the scale of the loss.
+    unfused = getattr(engine.optimizer, "loss_scale_config", None)
+    scale = 1.0 if unfused is None else unfused.cur_scale
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         # Without ZeRO, DeepSpeed clips an fp32 gradient and forgets its norm.
         gradients = [p.grad for _, p in learner.trainable() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
     engine.step()
-    return engine.get_global_grad_norm() or 0.0 if norm is None else norm
+    return (engine.get_global_grad_norm() or 0.0) / scale if norm is None else norm
 
 
 def _import_deepspeed(device: torch.device) -> Any:

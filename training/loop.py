@@ -32,14 +32,14 @@ from training.accounts import Accounts, matrix_peak
 from training.checkpoint import Progress
 from training.checkpoint_store import CheckpointStore
 from training.data import Batch, FrameSamples
-from training.engine import start_engine, take_step
+from training.engine import start_engine, take_batch
 from training.few_shot import few_shot_rows
 from training.prefetch import batches
 from training.profiling import profiled
 from training.progress import SECONDS_LEFT, Board, File, Started
 from training.recipe import TrainConfig
 from training.running_mean import RunningMean
-from training.step import Learner, set_learning_rate, split_batch
+from training.step import Learner, set_learning_rate
 from training.validation import validate
 
 OUT_OF_MEMORY = (
@@ -116,7 +116,7 @@ class _Run:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
-        self.corpus = Corpus.open(self.config.corpus)
+        self.corpus = Corpus.open(self.config.corpus, verify=self.config.verify)
         self.samples = training_samples(self.config, self.corpus)
         self.steps = self.config.total_steps(len(self.samples))
         self.store = CheckpointStore(settings["checkpoints"], keep=self.config.keep, say=board.post)
@@ -127,7 +127,7 @@ class _Run:
         self.accounts = Accounts(self.device, batch=self.config.batch, peak=peak)
         self.seconds_before = self.progress.training_seconds
         self.history = list(self.progress.history)
-        self.norm: Tensor | float = 0.0
+        self.norms: list[Tensor | float] = []
         self.noticed = False
 
     def _start(self) -> tuple[Any, RunningMean | None]:
@@ -217,16 +217,14 @@ class _Run:
         # Whatever is drawn is drawn anew after a resume.
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         set_learning_rate(self.engine.optimizer, self.config.optimizer.rate(step, self.steps))
-        told: dict[str, Tensor] = {}
-        parts = split_batch(batch, self.config.accumulate)
-        for part in parts:
-            loss, values = self.engine(part)
-            share = len(part) / self.config.batch
-            # DeepSpeed takes the mean over ranks and parts, which may differ by one sample.
-            self.engine.backward(loss * (share * self.world * len(parts)))
-            self.norm = take_step(self.engine, self.learner)
-            for name, value in values.items():
-                told[name] = told.get(name, 0.0) + value.float() * share
+        told, norm = take_batch(
+            self.engine,
+            self.learner,
+            batch,
+            total=self.config.batch,
+            accumulate=self.config.accumulate,
+        )
+        self.norms.append(norm)
         if self.mean is not None:
             self.mean.update(step + 1)
         return told
@@ -239,13 +237,21 @@ class _Run:
         torch.distributed.all_reduce(means)
         point = {"step": float(done), **dict(zip(names, means.tolist(), strict=True))}
         point["learning_rate"] = self.config.optimizer.rate(done - 1, self.steps)
-        point["grad_norm"] = float(self.norm)
+        norms = np.array([float(norm) for norm in self.norms])
+        self.norms.clear()
+        is_sound = np.isfinite(norms)
+        if is_sound.any():
+            point["grad_norm"] = float(norms[is_sound].mean())
         if scale := checkpoint.optimizer_state(self.engine)[1]:
             point["loss_scale"] = scale["cur_scale"]
-        if not np.isfinite(point["loss"]):
+        # In fp16 it is usual that some are not: these steps are skipped, and the loss scaled less.
+        is_sound |= self.config.precision == "fp16"
+        if not np.isfinite(point["loss"]) or not is_sound.all():
+            what = "gradient" if np.isfinite(point["loss"]) else "loss"
             raise _Hopeless(
-                f"the loss is {point['loss']} at step {done}: lower optimizer.learning_rate or "
-                "raise optimizer.warmup_steps; the newest checkpoint is from before"
+                f"the {what} is no finite number at step {done}: lower optimizer.learning_rate or "
+                "raise optimizer.warmup_steps, as another --stage; its --parent can be the newest "
+                f"checkpoint in {self.store.uri}, which is from before"
             )
         pace = self.accounts.take(len(pending))
         point |= pace

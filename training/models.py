@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 
 from infra import storage
@@ -43,7 +44,7 @@ def load_weights(model: SAVE, uri: str) -> None:
 def check_model(uri: str, name: str, image_size: int) -> None:
     """Refuse a model that ``load_weights`` could not take, without reading its weights."""
     with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
-        found = saved.read_config(fetch_model(uri, Path(temporary)))["model"]
+        found = saved.read_config(fetch_model(uri, Path(temporary), (saved.CONFIG,)))["model"]
     if (found["name"], found["image_size"]) != (name, image_size):
         raise ValueError(
             f"the parent {uri} is a {found['name']} at {found['image_size']} pixels, this stage "
@@ -51,20 +52,27 @@ def check_model(uri: str, name: str, image_size: int) -> None:
         )
 
 
-def fetch_model(uri: str, temporary: Path) -> Path:
-    """A local folder with the model at ``uri``, which is copied to ``temporary`` if it must be."""
+def fetch_model(
+    uri: str, temporary: Path, names: Sequence[str] = (saved.CONFIG, saved.WEIGHTS)
+) -> Path:
+    """A local folder with the model at ``uri``, or the files of it that are named.
+
+    What lies on object storage is copied to ``temporary``.
+    """
     uri = resolve(uri)
     if not uri.startswith("s3://"):
         if not (Path(uri) / saved.CONFIG).is_file():
             raise FileNotFoundError(f"{uri} holds no model: {saved.CONFIG} is missing")
         return Path(uri)
-    copy_model(uri, temporary)
+    copy_model(uri, temporary, names)
     return temporary
 
 
-def copy_model(uri: str, folder: Path) -> None:
+def copy_model(
+    uri: str, folder: Path, names: Sequence[str] = (saved.CONFIG, saved.WEIGHTS)
+) -> None:
     """Copy a model, without the optimizer's state that a checkpoint has beside it."""
-    for name in (saved.CONFIG, saved.WEIGHTS):
+    for name in names:
         storage.download(storage.join(resolve(uri), name), folder / name)
 
 

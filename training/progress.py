@@ -88,12 +88,37 @@ class Board:
         """The reason that was noted, or nothing."""
         return str(ray.get(self.actor.given_up.remote()))
 
+    @contextmanager
+    def obeyed(self) -> Iterator[None]:
+        """While the block runs, the worker that runs it dies soon after a reason is noted."""
+        ended = threading.Event()
+
+        def watch() -> None:
+            while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+                if self.given_up():
+                    # Nothing else ends a step, or a collective that waits for the others.
+                    ray.kill(ray.get_runtime_context().current_actor)
+
+        threading.Thread(target=watch, name="obeyed", daemon=True).start()
+        try:
+            yield
+        finally:
+            ended.set()
+
 
 @contextmanager
 def follow(
-    stage: str, *, on_point: Callable[[Point], None], on_file: Callable[[str, bytes], None]
+    stage: str,
+    *,
+    on_point: Callable[[Point], None],
+    on_file: Callable[[str, bytes], None],
+    must_stop: Callable[[], str],
 ) -> Iterator[Board]:
-    """Gives the board; until the block ends, progress is shown and points and files handed on."""
+    """Gives the board; until the block ends, progress is shown and points and files handed on.
+
+    Args:
+        must_stop: why training must not go on, or nothing; asked at each look, so it must not wait.
+    """
     # Where the driver is: a node that dies must not take the board along.
     here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
     actor = ray.remote(num_cpus=0, scheduling_strategy=here)(_Actor).remote()
@@ -101,12 +126,25 @@ def follow(
     line = _Bar(stage) if sys.stderr.isatty() else _Lines(stage)
 
     def read() -> None:
+        asked = None
         while True:
-            last_look = ended.wait(_SECONDS_BETWEEN_LOOKS)
+            ending = ended.wait(_SECONDS_BETWEEN_LOOKS)
+            if reason := must_stop():
+                actor.give_up.remote(reason)
+            # What was asked before the end need not be all.
+            last_look = ending and asked is None
+            # Taking empties the actor: of an answer that is late there is no second one.
+            asked = asked or actor.take.remote()
             try:
-                items = ray.get(actor.take.remote(), timeout=_PATIENCE_SECONDS)
+                items = ray.get(asked, timeout=_PATIENCE_SECONDS)
+            except ray.exceptions.GetTimeoutError:
+                if ending:
+                    logger.warning("%s: the last points of the curves came too late", stage)
+                    return
+                continue
             except ray.exceptions.RayError:
                 items = []
+            asked = None
             for item in items:
                 line.show(item)
                 if isinstance(item, dict):

@@ -21,6 +21,7 @@ _HOW_IT_IS_RUN = (
     "profile",
     "workers",
     "tracking",
+    "verify",
 )
 
 
@@ -93,6 +94,9 @@ class TrainConfig:
     shuffle_shards: int | None = None
     """Shards within which samples are shuffled, so that a corpus on object storage is read shard by
     shard; none shuffles all of them together."""
+    verify: bool = False
+    """Compare the sha256 of each shard on a local disk when it is first read, which reads all of
+    it; those from object storage are always compared."""
     val_split: str = "val"
     """Split whose M_J decides which checkpoint is best."""
     model: ModelConfig = field(default_factory=ModelConfig)

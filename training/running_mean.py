@@ -14,6 +14,9 @@ from training.step import Learner
 class RunningMean:
     """fp32 mean of every trained parameter, on its device.
 
+    It is of the weights that the model computes with: below fp32 these are the optimizer's fp32
+    ones rounded, and the mean is of the rounded ones.
+
     Args:
         decay: share of the old mean in the new one; lower in the first steps, so that the random
             start is soon forgotten.

@@ -9,7 +9,8 @@ samples, H x W pixels.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -80,7 +81,8 @@ def read_frame(sample: Sample, frame: int, size: int, part: Part = WHOLE) -> np.
     if not data:
         raise ValueError(f"{sample.key} has no frame {frame}: write the corpus again")
     # Pillow's picture all the way: to an array and back costs as much as the resizing.
-    image = media.load_image(data)
+    with _naming(sample.key):
+        image = media.load_image(data)
     image = image if image.mode == "RGB" else image.convert("RGB")
     if part != WHOLE:
         rows, columns = pixels_of(part, image.height, image.width)
@@ -93,7 +95,10 @@ def read_frame(sample: Sample, frame: int, size: int, part: Part = WHOLE) -> np.
 def read_mask(sample: Sample, frame: int) -> np.ndarray | None:
     """The mask of a frame as bool ``[H, W]``, None where it is not annotated."""
     data = sample.members.get(f"mask{frame}.png")
-    return None if data is None else media.decode_mask(data)
+    if data is None:
+        return None
+    with _naming(sample.key):
+        return media.decode_mask(data)
 
 
 def resize_mask(mask_HW: np.ndarray, size: int) -> np.ndarray:
@@ -140,7 +145,9 @@ def example_log_mel(window_N: np.ndarray) -> Tensor:
 
 def sample_sound(sample: Sample) -> np.ndarray:
     """float32 ``[N]`` at 16 kHz."""
-    wave_N, rate = media.decode_audio(_sound_of(sample.key, sample.members))
+    data = _sound_of(sample.key, sample.members)
+    with _naming(sample.key):
+        wave_N, rate = media.decode_audio(data)
     return media.resample(wave_N, rate)
 
 
@@ -161,6 +168,15 @@ def sample_window(sample: Sample, example: int) -> np.ndarray:
     if rate == media.SAMPLE_RATE and len(window_N) == EXAMPLE_SAMPLES:
         return window_N
     return example_window(sample_sound(sample), example)
+
+
+@contextmanager
+def _naming(key: str) -> Iterator[None]:
+    """Say of which sample it is that something cannot be decoded."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{key}: {error}: its shard is damaged, write the corpus again") from None
 
 
 def _sound_of(key: str, members: Mapping[str, bytes]) -> bytes:

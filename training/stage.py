@@ -50,7 +50,7 @@ def run_stage(
 
     Raises:
         FileNotFoundError, ValueError: the corpus, its splits, the parent or the configuration are
-            not fit, or the folder holds another run.
+            not fit, or the folder holds another run or is written by another job.
         JobFailed: training stopped, and why.
     """
     started = time.monotonic()
@@ -60,12 +60,13 @@ def run_stage(
     learned = digest({**config.what_is_learned(), "corpus_sha256": corpus.sha256})
     summary = _finished(folder, learned)
     if summary is None:
-        with lease.hold(folder, owner=cluster.job_name("training")):
+        with lease.hold(folder, owner=cluster.job_name("training")) as held:
             document = {"digest": learned, "parent": told.parent, "config": to_dict(config)}
             storage.write_bytes(storage.join(folder, CONFIG), canonical_json(document))
             with reporting(told, corpus, folder, config.tracking) as report:
-                summary = _fit(config, corpus, folder, learned, report, on_metrics)
+                summary = _fit(config, corpus, folder, learned, report, on_metrics, held)
                 document = {"digest": learned, "summary": summary}
+                held.check()
                 storage.write_bytes(storage.join(folder, SUMMARY), canonical_json(document))
                 report.finish(summary)
     else:
@@ -159,6 +160,7 @@ def _fit(
     learned: str,
     report: Report,
     on_metrics: Callable[[Point], None] | None,
+    held: lease.Held,
 ) -> dict[str, Any]:
     """Train, and sum up what came out."""
     cluster.connect()
@@ -167,7 +169,7 @@ def _fit(
     from ray.train.v2.api.config import LoggingConfig
     from ray.train.v2.api.exceptions import TrainingFailedError
 
-    from training import loop, progress
+    from training import progress
 
     def on_point(point: Point) -> None:
         report.point(point)
@@ -196,7 +198,9 @@ def _fit(
     for point in _newest(store).history:
         report.point(point)
     logger.info("%s: starting %d workers", config.stage, workers.count)
-    with progress.follow(config.stage, on_point=on_point, on_file=report.file) as board:
+    with progress.follow(
+        config.stage, on_point=on_point, on_file=report.file, must_stop=held.lost
+    ) as board:
         settings = {
             "config": config,
             "digest": learned,
@@ -205,7 +209,7 @@ def _fit(
         }
         try:
             TorchTrainer(
-                loop.train,
+                _work,
                 train_loop_config=settings,
                 torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
                 scaling_config=scaling,
@@ -220,6 +224,14 @@ def _fit(
         if reason := board.given_up():
             raise JobFailed(f"{config.stage} stopped: {reason}")
     return _summary(config, corpus, store)
+
+
+def _work(settings: dict[str, Any]) -> None:
+    """What each worker runs: training, until the driver says that it must stop."""
+    from training import loop
+
+    with settings["board"].obeyed():
+        loop.train(settings)
 
 
 def _last_line(error: BaseException) -> str:

@@ -5,8 +5,8 @@ Shapes: T frames of a clip, H x W pixels of the true masks.
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import numpy as np
@@ -28,6 +28,7 @@ from training.clips import (
 )
 from training.metrics import f_measure, jaccard
 from training.overlay import overlay
+from training.samples import clip_log_mel
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,47 +59,55 @@ def validate(
     sums_4 = torch.zeros(4, dtype=torch.float64)
     rows = range(rank, len(corpus.table(split)), world)
     loaded = (load_annotated(save, corpus, split, row) for row in rows)
-    batches = in_batches(save, (clip for clip in loaded if clip.frames))
-    if any(hasattr(parameter, "ds_id") for parameter in save.parameters()):
-        batches = _in_step(batches, load_annotated(save, corpus, split, 0), device)
-    for clips in batches:
-        images_B3SS = torch.cat([clip.images_T3SS for clip in clips])
-        log_mel_B1MF = torch.cat([clip.log_mel_T1MF for clip in clips])
-        logits_BSS = forward(save, images_B3SS, log_mel_B1MF)
-        lengths = [len(clip.frames) for clip in clips]
-        for clip, logits_TSS in zip(clips, logits_BSS.split(lengths), strict=True):
-            if clip.row % world != rank:
-                continue
-            logits_THW = resize_logits(logits_TSS, clip.truth_THW.shape[1:])
-            overlaps_T = jaccard(logits_THW, clip.truth_THW)
-            measure = f_measure(logits_THW, clip.truth_THW)
-            sums_4 += torch.tensor([overlaps_T.sum(), len(overlaps_T), measure, 1.0])
-            if clip.row in drawn:
-                picture_HW3 = first_picture(corpus, split, clip)
-                show(corpus.index(split).key(clip.row), _drawn(picture_HW3, clip, logits_THW))
+    with _in_step(save, device):
+        for clips in in_batches(save, (clip for clip in loaded if clip.frames)):
+            images_B3SS = torch.cat([clip.images_T3SS for clip in clips])
+            log_mel_B1MF = torch.cat([clip.log_mel_T1MF for clip in clips])
+            logits_BSS = forward(save, images_B3SS, log_mel_B1MF)
+            lengths = [len(clip.frames) for clip in clips]
+            for clip, logits_TSS in zip(clips, logits_BSS.split(lengths), strict=True):
+                logits_THW = resize_logits(logits_TSS, clip.truth_THW.shape[1:])
+                overlaps_T = jaccard(logits_THW, clip.truth_THW)
+                measure = f_measure(logits_THW, clip.truth_THW)
+                sums_4 += torch.tensor([overlaps_T.sum(), len(overlaps_T), measure, 1.0])
+                if clip.row in drawn:
+                    picture_HW3 = first_picture(corpus, split, clip)
+                    show(corpus.index(split).key(clip.row), _drawn(picture_HW3, clip, logits_THW))
     sums_4 = sums_4.to(device)
     torch.distributed.all_reduce(sums_4)
     overlap, frames, measures, clips_seen = sums_4.tolist()
     return Scores(m_j=overlap / max(frames, 1), m_f=measures / max(clips_seen, 1))
 
 
-def _in_step(
-    batches: Iterator[list[AnnotatedClip]], spare: AnnotatedClip, device: torch.device
-) -> Iterator[list[AnnotatedClip]]:
-    """As many batches on every rank: under ZeRO 3 no rank can go forward without the others.
+@contextmanager
+def _in_step(save: SAVE, device: torch.device) -> Iterator[None]:
+    """As many forward passes on every rank: under ZeRO 3 no rank can go forward without the others.
 
-    Args:
-        spare: what a rank answers that has no clip left; nobody counts it there.
+    A rank that is through with the block goes on with passes that count for nothing, until all are.
     """
-    rank, world = torch.distributed.get_rank(), torch.distributed.get_world_size()
-    unowned = dataclasses.replace(spare, row=rank + 1) if world > 1 else spare
-    while True:
-        clips = next(batches, None)
-        left = torch.tensor(0.0 if clips is None else 1.0, device=device)
-        torch.distributed.all_reduce(left)
-        if not left:
-            return
-        yield clips or [unowned]
+    if not any(hasattr(parameter, "ds_id") for parameter in save.parameters()):
+        yield
+        return
+
+    def tell(*_: object) -> None:
+        _is_any_busy(True, device)
+
+    # Before DeepSpeed's own hook, which gathers parameters.
+    hook = save.register_forward_pre_hook(tell, prepend=True)
+    try:
+        yield
+    finally:
+        hook.remove()
+    side = save.config.image_size
+    while _is_any_busy(False, device):
+        forward(save, torch.zeros(1, 3, side, side), clip_log_mel(np.zeros(0, np.float32), 1))
+
+
+def _is_any_busy(busy: bool, device: torch.device) -> bool:
+    """Whether any rank has clips left; all of them must ask, once a forward pass."""
+    count = torch.tensor(float(busy), device=device)
+    torch.distributed.all_reduce(count)
+    return bool(count)
 
 
 def _drawn(picture_HW3: np.ndarray, clip: AnnotatedClip, logits_THW: Tensor) -> bytes:

@@ -23,8 +23,8 @@ AVSBench-semantic (v1s and v1m, the clips of s4 and ms3 labelled anew, and v2; a
 
 (https://github.com/OpenNLPLab/AVSBench, avs_scripts/*/config.py and the data loaders beside it.)
 Each may lie in a folder, in zip files in that folder, or in one zip file; on disk or on S3. Frames
-and masks pass through unchanged. Where the frames or the sound of a clip are missing, they are
-taken from its raw video; what else is missing has the clip refused by name. Pickled log-mels
+and masks pass through unchanged. Frames or the sound that a clip of AVSBench-object lacks are taken
+from its raw video; what else is missing has the clip refused by name. Pickled log-mels
 (``audio_log_mel``) are never read.
 """
 

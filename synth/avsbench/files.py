@@ -26,6 +26,7 @@ _LOCAL_HEADER = 30
 # bytes more are there in every zip file: the entry and the directory's end follow.
 _EXTRA = 64
 _ENCRYPTED = 0x1
+UNREAD = -1
 
 
 class Packed(NamedTuple):
@@ -38,7 +39,8 @@ class Packed(NamedTuple):
     size: int
     """Bytes as packed."""
     crc: int
-    deflated: bool
+    method: int
+    """As ``zipfile`` counts them; ``UNREAD`` for one that is not read here."""
 
 
 class File(NamedTuple):
@@ -56,12 +58,24 @@ def read(file: File) -> bytes:
     """Its content.
 
     Raises:
-        ValueError: it is larger than ``MAX_FILE_BYTES``, or the zip file is damaged there.
+        ValueError: it is larger than ``MAX_FILE_BYTES``, may not be read, or is packed by another
+            method than deflate; or the zip file is damaged there.
         FileNotFoundError: it has gone.
     """
     if file.packed is None:
-        return storage.read_bytes(file.uri, limit=MAX_FILE_BYTES)
+        try:
+            return storage.read_bytes(file.uri, limit=MAX_FILE_BYTES)
+        except PermissionError:
+            # Of object storage it says something about the account, and not about this file.
+            if file.uri.startswith("s3://"):
+                raise
+            raise ValueError(f"unreadable: {file.path} may not be read by this user") from None
     packed = file.packed
+    if packed.method == UNREAD:
+        raise ValueError(
+            f"unreadable: {file.path} is encrypted in {file.uri}, or packed by another method than "
+            "deflate: unpack it to a folder"
+        )
     if max(file.size, packed.size) > MAX_FILE_BYTES:
         raise ValueError(
             f"unreadable: {file.path} is larger than the {MAX_FILE_BYTES} bytes that are read of "
@@ -70,13 +84,16 @@ def read(file: File) -> bytes:
     data = storage.read_range(file.uri, packed.offset, packed.header + packed.size)
     start = _LOCAL_HEADER + int.from_bytes(data[26:28], "little")
     start += int.from_bytes(data[28:30], "little")
-    damaged = ValueError(f"unreadable: {file.path} is damaged in {file.uri}: fetch that again")
+    damaged = ValueError(
+        f"unreadable: {file.path} is damaged in {file.uri}: fetch that again, then run with "
+        "--retry_refused"
+    )
     if not data.startswith(b"PK\x03\x04"):
         raise damaged
     content = data[start : start + packed.size]
     if len(content) < packed.size:
         content = storage.read_range(file.uri, packed.offset + start, packed.size)
-    if packed.deflated:
+    if packed.method == zipfile.ZIP_DEFLATED:
         try:
             # One byte more than is promised is enough to know a lie.
             content = zlib.decompressobj(-zlib.MAX_WBITS).decompress(content, file.size + 1)
@@ -135,7 +152,7 @@ def list_zip(uri: str) -> Iterator[File]:
                 _LOCAL_HEADER + len(member.filename.encode()) + len(member.extra) + _EXTRA,
                 member.compress_size,
                 member.CRC,
-                member.compress_type == zipfile.ZIP_DEFLATED,
+                member.compress_type if _is_read(member) else UNREAD,
             ),
         )
 
@@ -146,12 +163,12 @@ def _is_inside(name: str) -> bool:
 
 
 def _is_plain(member: zipfile.ZipInfo) -> bool:
-    mode = member.external_attr >> 16
-    return (
-        (stat.S_IFMT(mode) in (0, stat.S_IFREG))
-        and not member.flag_bits & _ENCRYPTED
-        and member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
-    )
+    return stat.S_IFMT(member.external_attr >> 16) in (0, stat.S_IFREG)
+
+
+def _is_read(member: zipfile.ZipInfo) -> bool:
+    is_known = member.compress_type in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+    return is_known and not member.flag_bits & _ENCRYPTED
 
 
 class _Seekable(io.RawIOBase):

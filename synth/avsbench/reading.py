@@ -81,15 +81,21 @@ def to_sample(row: ClipRow, odd: list[str] | None = None) -> Sample:
 
 def _frames(row: ClipRow, content: Content) -> Iterator[tuple[bytes, str]]:
     """Each frame's file with its path."""
-    if row.frames:
-        for file in row.frames:
+    made: list[bytes] = []
+    if None in row.frames:
+        assert row.raw is not None, "a clip without all frames has a raw video"
+        made = raw_video.frames_of(
+            content[row.raw.path],
+            row.raw.path,
+            len(row.frames),
+            side=row.side,
+            max_seconds=_MAX_SECONDS,
+        )
+    for frame, file in enumerate(row.frames):
+        if file is not None:
             yield content[file.path], file.path
-        return
-    assert row.raw is not None, "a clip without frames has a raw video"
-    raw, count = content[row.raw.path], FRAMES[row.entry.subset]
-    made = raw_video.frames_of(raw, row.raw.path, count, side=row.side, max_seconds=_MAX_SECONDS)
-    for data in made:
-        yield data, row.raw.path
+        elif row.raw is not None:
+            yield made[frame], row.raw.path
 
 
 def _annotate(
@@ -112,7 +118,7 @@ def _annotate(
         members[f"mask{frame}.png"] = media.encode_png(inside_HW)
     else:
         # At a video's own size the frame and the squashed mask show the same field of view.
-        wanted = size if row.frames or row.side else None
+        wanted = size if row.frames[frame] or row.side else None
         members[f"mask{frame}.png"], inside_HW, strange = pictures.read_mask(data, file, wanted)
     if strange and strange not in odd:
         odd.append(strange)
@@ -128,7 +134,7 @@ def _classes(row: ClipRow) -> list[str]:
 
 
 def _extracted(row: ClipRow) -> list[str]:
-    missing = {"frames": not row.frames, "sound": row.sound is None}
+    missing = {"frames": None in row.frames, "sound": row.sound is None}
     return [what for what, is_missing in missing.items() if is_missing]
 
 

@@ -28,8 +28,8 @@ class ClipRow:
     kind: str
     entry: Entry
     key: str
-    frames: tuple[File, ...]
-    """Empty where they have to be taken from the raw video."""
+    frames: tuple[File | None, ...]
+    """None for a frame that has to be taken from the raw video."""
     masks: tuple[File | None, ...]
     """Masks, or the label maps of AVSBench-semantic; None for a frame that is not annotated."""
     sound: File | None
@@ -110,7 +110,7 @@ def _row(layout: Layout, entry: Entry, side: int | None) -> ClipRow:
     first_only = entry.split == "train" and entry.subset in ("s4", "v1s")
     if entry.subset == "v1s" and first_only:
         masks = masks[:1]
-    has_frames, has_sound = all(path in files for path in frames), sound in files
+    is_whole = all(path in files for path in [*frames, sound])
     needed = [("masks", masks[:1] if first_only else masks)]
     if video is None:
         needed = [("frames", frames), *needed, ("sound", [sound])]
@@ -131,10 +131,10 @@ def _row(layout: Layout, entry: Entry, side: int | None) -> ClipRow:
         kind=layout.kind,
         entry=entry,
         key=clip_key(entry.subset, entry.split, entry.name),
-        frames=tuple(files[path] for path in frames) if has_frames else (),
+        frames=tuple(files.get(path) for path in frames),
         masks=(*present, *[None] * (len(frames) - len(present))),
         sound=files.get(sound),
-        raw=None if has_frames and has_sound else video,
+        raw=None if is_whole else video,
         side=side,
         objects=tuple(record["frames"]) if record else None,
         clips=tuple(record.get("sound", ())),

@@ -61,7 +61,7 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
     """Every clip with the sound of just one class, in the order of the tables.
 
     ``labels.left_out`` counts clips with several classes, with further labels, and without a file,
-    clips whose file an earlier row has named, and the tables that are not there.
+    rows whose file another row names as well, and the tables that are not there.
 
     Raises:
         FileNotFoundError: there is no ontology where one is named.
@@ -92,11 +92,11 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
             try:
                 clip = clip_of(row["YTID"], row["start_seconds"])
             except ValueError as error:
-                yield candidate.refused(f"row: {error}")
+                found.add(candidate.refused(f"row: {error}"))
                 continue
             path = files.get(clip) or files.get((clip[0], None))
-            if found.give(path):
-                yield on_youtube(candidate, clip, path)
+            found.add(on_youtube(candidate, clip, path) if path else None)
+    yield from found.agreed()
 
 
 def _tables(source: AudioSetConfig, labels: Labels) -> list[str]:

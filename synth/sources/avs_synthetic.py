@@ -3,7 +3,7 @@
     annotations.csv                     a row per object: its photograph, class, split and sound
     images/{img_id}.jpg
     masks/{inst_id}.png
-    audios/{audio}.wav                  about 3 s, mostly named {YouTube id}_{start}
+    audios/{audio}.wav                  about 3 s of VGGSound, named {YouTube id}_{start} or alike
     category_for_vggsound_audios.pkl    class number -> names of the sounds to train with
 
 The table has nine columns, of which the publisher's own loader names seven and uses all but
@@ -44,7 +44,8 @@ SPLITS = ("train", "validate", "test")
 _POSITIONS = {"inst_id": 0, "img_id": 1, "cls_name": 4, "cls_id": 5, "dataset": 6, "audio_name": 8}
 _UNNAMED = (7, 3, 2)  # one of them is the split
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
-_VGGSOUND_NAME = re.compile(r"([A-Za-z0-9_-]{11})_\d+(?:[._]\d+)*")
+# ``{id}``, ``{id}_30``, ``{id}-30``, ``{id}_000030_000040``, ``{id}_000030_seg``
+_VGGSOUND_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:[_-]\d+(?:[._-]\d+)*)?(?:_seg)?")
 _SOUND_LICENCE = "CC BY 4.0"  # VGGSound's
 # All names of VGGSound make 5 MB.
 _MAX_PICKLE = 32 << 20
@@ -103,8 +104,8 @@ def candidates(source: AvsSyntheticConfig, labels: Labels) -> Iterator[Candidate
         )
     class_of = _Classes(labels)
     # As published 62,609 rows, which take some ten megabytes.
-    datasets: dict[str, str] = {}
-    objects: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    datasets: defaultdict[str, set[str]] = defaultdict(set)
+    marked: defaultdict[str, Counter[tuple[str, str]]] = defaultdict(Counter)
     numbers: defaultdict[str, set[str | None]] = defaultdict(set)
     sounds: defaultdict[str, set[str]] = defaultdict(set)
     for line, row in _rows(storage.join(source.folder, source.annotations), labels):
@@ -116,9 +117,8 @@ def candidates(source: AvsSyntheticConfig, labels: Labels) -> Iterator[Candidate
         numbers[row["cls_id"].removesuffix(".0")].add(class_name)
         if class_name is None or (source.splits and row["split"] not in source.splits):
             continue
-        datasets.setdefault(row["img_id"], row["dataset"])
-        if objects[row["img_id"]].setdefault(row["inst_id"], class_name) != class_name:
-            labels.left_out["object of two classes"] += 1
+        datasets[row["img_id"]].add(row["dataset"])
+        marked[row["inst_id"]][row["img_id"], class_name] += 1
         if row["audio_name"]:
             sounds[row["audio_name"]].add(class_name)
     for number, names in lists.items():
@@ -128,7 +128,7 @@ def candidates(source: AvsSyntheticConfig, labels: Labels) -> Iterator[Candidate
         for class_name in meant - {None}:
             for name in names:
                 sounds[name].add(str(class_name))
-    yield from _photographs(source, labels, objects, datasets)
+    yield from _photographs(source, labels, _agreed(marked, labels), datasets)
     yield from _sounds(source, labels, sounds)
 
 
@@ -176,15 +176,32 @@ def _refused(source: AvsSyntheticConfig, line: int, row: dict[str, str]) -> Cand
 
 
 def _licence(dataset: str) -> str:
-    """The publisher leaves every part under the licence of the source that it was taken from."""
-    return "CC BY 2.0" if "open" in dataset.casefold() else f"as {dataset or 'LVIS'} states"
+    """The publisher leaves every part under the licence of the source that it was taken from.
+
+    LVIS's photographs have one each, which the table does not state.
+    """
+    return "CC BY 2.0" if "open" in dataset.casefold() else "not stated"
+
+
+def _agreed(
+    marked: dict[str, Counter[tuple[str, str]]], labels: Labels
+) -> dict[str, dict[str, str]]:
+    """By photograph the class of each object of which all rows say the same."""
+    objects: defaultdict[str, dict[str, str]] = defaultdict(dict)
+    for inst_id, rows in marked.items():
+        if len(rows) > 1:
+            labels.left_out["object of which rows differ"] += rows.total()
+            continue
+        ((img_id, class_name),) = rows
+        objects[img_id][inst_id] = class_name
+    return objects
 
 
 def _photographs(
     source: AvsSyntheticConfig,
     labels: Labels,
     objects: dict[str, dict[str, str]],
-    datasets: dict[str, str],
+    datasets: dict[str, set[str]],
 ) -> Iterator[Candidate]:
     images = _files(source, source.images)
     masks = _files(source, source.masks)
@@ -201,13 +218,17 @@ def _photographs(
         if len(annotations) < len(objects[img_id]):
             labels.left_out["no mask file"] += len(objects[img_id]) - len(annotations)
         if annotations:
+            dataset = min(datasets[img_id])
+            if len(datasets[img_id]) > 1:
+                labels.left_out["dataset of which rows differ"] += 1
+                dataset = ""
             yield Candidate(
                 role="annotated",
                 source=NAME,
                 root=NAME,
                 path=path,
-                licence=_licence(datasets[img_id]),
-                origin=f"{datasets[img_id]} {img_id}".strip(),
+                licence=_licence(dataset),
+                origin=f"{dataset} {img_id}".strip(),
                 annotations=annotations,
             )
 
@@ -236,7 +257,8 @@ def _sounds(
             class_name=classes[0],
             licence=_SOUND_LICENCE,
             origin=f"https://www.youtube.com/watch?v={video[1]}" if video else f"VGGSound {name}",
-            video=video[1] if video else "",
+            # All of them are from videos: one that cannot be told is for the guard to hold out.
+            video=video[1] if video else name,
             refusal=refusal,
         )
 

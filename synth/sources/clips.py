@@ -10,9 +10,9 @@ from __future__ import annotations
 import dataclasses
 import math
 import re
-from collections.abc import Collection, Mapping
+from collections import Counter
+from collections.abc import Collection, Iterator, Mapping
 from functools import cache
-from typing import TypeGuard
 
 from infra import storage
 from synth import taxonomy
@@ -88,22 +88,41 @@ def on_youtube(candidate: Candidate, clip: tuple[str, int], path: str) -> Candid
 
 
 class Files:
-    """The files that rows name, each given once.
+    """What rows make of their files, each file once, and not where its rows differ.
 
-    ``labels.left_out`` counts rows whose file is not there, or was given to an earlier row.
+    ``labels.left_out`` counts rows whose file is not there, rows that say once more what another
+    says, and all rows of a file of which they do not say the same.
     """
 
     def __init__(self, labels: Labels) -> None:
         self._labels = labels
-        self._given: set[str] = set()
+        self._found: dict[str, Candidate] = {}
+        self._again: Counter[str] = Counter()
+        self._disputed: set[str] = set()
 
-    def give(self, path: str | None) -> TypeGuard[str]:
-        """Whether a row may have the file at ``path``, which is None where there is none."""
-        if path is None or path in self._given:
-            self._labels.left_out["no file" if path is None else "named twice"] += 1
-            return False
-        self._given.add(path)
-        return True
+    def add(self, candidate: Candidate | None) -> None:
+        """Note what a row makes of its file; None where that is not there."""
+        if candidate is None:
+            self._labels.left_out["no file"] += 1
+            return
+        path = candidate.path
+        if path not in self._found:
+            self._found[path] = candidate
+            return
+        self._again[path] += 1
+        if candidate != self._found[path]:
+            self._disputed.add(path)
+
+    def agreed(self) -> Iterator[Candidate]:
+        """The candidates that no other row of their file speaks against, by their first rows."""
+        for path, times in self._again.items():
+            if path in self._disputed:
+                self._labels.left_out["named by rows that differ"] += 1 + times
+            else:
+                self._labels.left_out["named twice"] += times
+        for path, candidate in self._found.items():
+            if path not in self._disputed:
+                yield candidate
 
 
 def only_class(

@@ -8,6 +8,7 @@ The ten categories of ESC-10 stand under a freer licence than the others.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -37,8 +38,8 @@ class Esc50Config:
 def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
     """Every clip whose category means a class, in the order of the table.
 
-    ``labels.left_out`` counts rows without a category or a file, and rows whose file an earlier
-    row has named.
+    ``labels.left_out`` counts rows without a category or a file, and rows whose file another row
+    names as well.
 
     Raises:
         FileNotFoundError: there is no table.
@@ -59,20 +60,20 @@ def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
             continue
         name = row["filename"]
         uri = f"{audio}/{name}"
-        if not name or "/" in name or "\\" in name:
-            path = f"{source.table} row {number}"
-            refusal = f"path: {name[:40]!r} is no name of a file in {source.audio}"
-        elif found.give(uri if uri in files else None):
-            path, refusal = uri[len(root) + 1 :], ""
-        else:
-            continue
-        yield Candidate(
+        candidate = Candidate(
             role="sound",
             source=NAME,
             root=NAME,
-            path=path,
+            path=uri[len(root) + 1 :],
             class_name=class_name,
             licence="CC BY 3.0" if row["esc10"].lower() == "true" else "CC BY-NC 3.0",
             origin=f"freesound.org clip {row['src_file']}" if row["src_file"] else "",
-            refusal=refusal,
         )
+        if not name or "/" in name or "\\" in name:
+            refused = candidate.refused(
+                f"path: {name[:40]!r} is no name of a file in {source.audio}"
+            )
+            found.add(dataclasses.replace(refused, path=f"{source.table} row {number}"))
+        else:
+            found.add(candidate if uri in files else None)
+    yield from found.agreed()

@@ -73,7 +73,7 @@ def candidates(source: Fsd50kConfig, labels: Labels) -> Iterator[Candidate]:
     """Every clip whose labels name just one class, in the order of the tables.
 
     A clip without a licence is refused. ``labels.left_out`` counts clips with several classes and
-    without a file, and clips whose file an earlier row has named.
+    without a file, and rows whose file another row names as well.
 
     Raises:
         FileNotFoundError: a table or the metadata of a split is not there.
@@ -120,9 +120,12 @@ def _split_candidates(source: Fsd50kConfig, split: str, labels: Labels) -> Itera
         if not _CLIP.fullmatch(clip):
             where = f"{table} row {number}"
             refused = candidate.refused(f"row: {clip[:40]!r} is no number of a Freesound clip")
-            yield dataclasses.replace(refused, path=where, origin="")
-        elif found.give(uri if uri in files else None):
-            yield candidate if licence else candidate.refused(f"licence: {clips_info} states none")
+            found.add(dataclasses.replace(refused, path=where, origin=""))
+            continue
+        if not licence:
+            candidate = candidate.refused(f"licence: {clips_info} states none")
+        found.add(candidate if uri in files else None)
+    yield from found.agreed()
 
 
 def _read_terms(uri: str) -> dict[str, tuple[str, str]]:

@@ -58,13 +58,30 @@ _NAME = re.compile(r"[A-Za-z0-9_-]+")
 _CREATIVE_COMMONS = re.compile(r"https?://creativecommons\.org/licenses/([a-z-]+)/([\d.]+)/?")
 
 _SCHEMA = """
-CREATE TABLE object (mask TEXT PRIMARY KEY, image TEXT, class TEXT, path TEXT) WITHOUT ROWID;
+CREATE TABLE object (
+    mask TEXT, image TEXT, class TEXT, times INTEGER, disputed INTEGER, path TEXT,
+    PRIMARY KEY (mask, image, class)
+) WITHOUT ROWID;
 CREATE INDEX object_of_image ON object (image);
 CREATE TABLE photograph (
-    image TEXT PRIMARY KEY, path TEXT, licence TEXT, author TEXT, origin TEXT
+    image TEXT PRIMARY KEY, path TEXT, licence TEXT, author TEXT, origin TEXT, disputed INTEGER
 ) WITHOUT ROWID;
 CREATE TABLE absence (image TEXT, class TEXT, label TEXT, PRIMARY KEY (image, class, label))
     WITHOUT ROWID;
+"""
+_ADD_OBJECT = """
+    INSERT INTO object VALUES (?, ?, ?, 1, 0, NULL)
+    ON CONFLICT (mask, image, class) DO UPDATE SET times = times + 1
+"""
+# A mask that is given for several objects shows none of them, whichever row came first.
+_DISPUTE = """
+    UPDATE object SET disputed = 1
+    WHERE mask IN (SELECT mask FROM object GROUP BY mask HAVING count(*) > 1)
+"""
+_ADD_LICENCE = """
+    UPDATE photograph SET licence = ?1, author = ?2, origin = ?3,
+    disputed = disputed OR ifnull((licence, author, origin) != (?1, ?2, ?3), 0)
+    WHERE image = ?4
 """
 
 
@@ -137,12 +154,18 @@ def _add_objects(
         class_name = labels.of(label)
         if class_name is None:
             continue
-        added = database.execute(
-            "INSERT OR IGNORE INTO object VALUES (?, ?, ?, NULL)", (mask, image, class_name)
-        )
-        if not added.rowcount:
-            labels.left_out["mask given twice"] += 1
-    database.execute("INSERT INTO photograph (image) SELECT DISTINCT image FROM object")
+        database.execute(_ADD_OBJECT, (mask, image, class_name))
+    database.execute(_DISPUTE)
+    for reason, counted in (
+        ("mask given twice", "sum(times - 1) FROM object WHERE NOT disputed"),
+        ("mask of which rows differ", "sum(times) FROM object WHERE disputed"),
+    ):
+        (count,) = database.execute(f"SELECT {counted}").fetchone()
+        if count:
+            labels.left_out[reason] += count
+    database.execute(
+        "INSERT INTO photograph (image, disputed) SELECT DISTINCT image, 0 FROM object"
+    )
 
 
 def _add_files(database: sqlite3.Connection, source: OpenImagesConfig) -> None:
@@ -199,7 +222,7 @@ def _add_optional(
 def _add_licences(database: sqlite3.Connection, uri: str, labels: Labels) -> None:
     rows = read_rows(uri, _PHOTOGRAPHS, required={"ImageID", "License"}, left_out=labels.left_out)
     database.executemany(
-        "UPDATE photograph SET licence = ?, author = ?, origin = ? WHERE image = ?",
+        _ADD_LICENCE,
         (
             (
                 _CREATIVE_COMMONS.sub(_licence_name, row["License"]),
@@ -242,26 +265,31 @@ def _is_zero(number: str) -> bool:
 
 def _photographs(database: sqlite3.Connection, labels: Labels) -> Iterator[Candidate]:
     photographs = database.execute(
-        "SELECT image, path, ifnull(licence, ''), ifnull(author, ''), ifnull(origin, '')"
+        "SELECT image, path, ifnull(licence, ''), ifnull(author, ''), ifnull(origin, ''), disputed"
         " FROM photograph ORDER BY image"
     )
-    for image, path, licence, author, origin in photographs:
+    for image, path, licence, author, origin, is_licence_disputed in photographs:
         objects = database.execute(
-            "SELECT mask, class, path FROM object WHERE image = ? ORDER BY mask", (image,)
+            "SELECT mask, class, path, disputed FROM object WHERE image = ? ORDER BY mask, class",
+            (image,),
         ).fetchall()
         there = tuple(
             Annotation(id=mask, class_name=class_name, mask_path=mask_path)
-            for mask, class_name, mask_path in objects
-            if mask_path
+            for mask, class_name, mask_path, disputed in objects
+            if mask_path and not disputed
         )
+        without = sum(not mask_path and not disputed for _, _, mask_path, disputed in objects)
         if path is None:
             labels.left_out["no image file"] += 1
             continue
-        if len(there) < len(objects):
-            labels.left_out["no mask file"] += len(objects) - len(there)
+        if without:
+            labels.left_out["no mask file"] += without
         if not there:
             continue
-        shown = {class_name for _, class_name, _ in objects}
+        if is_licence_disputed:
+            labels.left_out["licence of which rows differ"] += 1
+            licence, author, origin = "not stated", "", ""
+        shown = {class_name for _, class_name, _, _ in objects}
         yield Candidate(
             role="annotated",
             source=NAME,

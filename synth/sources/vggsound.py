@@ -39,7 +39,7 @@ def candidates(source: VggSoundConfig, labels: Labels) -> Iterator[Candidate]:
     """Every clip whose label means a class, in the order of the table.
 
     ``labels.left_out`` counts rows of other splits, rows without a label or a file, and rows whose
-    file an earlier row has named.
+    file another row names as well.
 
     Raises:
         FileNotFoundError: there is no table.
@@ -71,8 +71,8 @@ def candidates(source: VggSoundConfig, labels: Labels) -> Iterator[Candidate]:
             # A header of one's own may call the second column ``start``.
             clip = clip_of(row["youtube_id"], row["start_seconds"] or row.get("start", ""))
         except ValueError as error:
-            yield candidate.refused(f"row: {error}")
+            found.add(candidate.refused(f"row: {error}"))
             continue
         path = files.get(clip)
-        if found.give(path):
-            yield on_youtube(candidate, clip, path)
+        found.add(on_youtube(candidate, clip, path) if path else None)
+    yield from found.agreed()

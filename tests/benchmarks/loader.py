@@ -9,14 +9,14 @@ picture of 256 pixels (JPEG), its mask (PNG), 5 s of sound (FLAC) and metadata (
 the normalised picture, the mask and the log-mel of the frame's second; no side augments. CPU time
 is told beside wall time: on a busy machine only the first compares.
 
-The floor decodes bytes that lie in memory, with nothing else: ``decoders alone`` unpacks picture,
-mask and all of the sound; ``same work`` unpacks the second that is needed and makes the tensors.
+The floors take bytes that lie in memory, with nothing else: ``decoders alone`` unpacks picture,
+mask and all of the sound, sample by sample; ``same work`` makes the tensors of a batch with the
+functions and in the order that the loader does, all pictures before all masks before all sounds.
 """
 
 from __future__ import annotations
 
 import argparse
-import itertools
 import json
 import os
 import resource
@@ -25,13 +25,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from datetime import date
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 import torch.utils.data
 import webdataset
@@ -39,11 +37,19 @@ from PIL import Image
 
 from infra import media
 from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
-from infra.member_index import MemberIndex
+from tests.benchmarks.first_batch import resume
+from training.augmentation import normalise
 from training.data import FrameSamples
-from training.order import epoch_order, sample_order
+from training.order import epoch_order
 from training.prefetch import batches
-from training.samples import example_log_mel, normalise_image, resize_mask, sample_window
+from training.samples import (
+    example_log_mel,
+    normalise_image,
+    read_frame,
+    read_mask,
+    resize_mask,
+    sample_window,
+)
 
 SIZE = 256
 BATCH = 32
@@ -101,7 +107,7 @@ def write_corpus(folder: Path, count: int, shard_samples: int) -> Corpus:
 
 
 def tensors(members: dict[str, bytes]) -> Tensors:
-    """What every side makes of the members of a sample."""
+    """What the peers make of the members of a sample."""
     sample = Sample(key="", members=members, meta={})
     mask_SS = resize_mask(media.decode_mask(members["mask0.png"]), SIZE)
     return (
@@ -111,10 +117,26 @@ def tensors(members: dict[str, bytes]) -> Tensors:
     )
 
 
-def decoders_alone(members: dict[str, bytes]) -> None:
-    media.decode_image(members["frame0.jpg"])
-    media.decode_mask(members["mask0.png"])
-    media.decode_audio(members["audio.flac"])
+def same_work(samples: Sequence[Sample]) -> Tensors:
+    """What the loader makes of the samples of a batch, one kind of work after the other."""
+    image_B3SS = np.empty((len(samples), 3, SIZE, SIZE), np.float32)
+    mask_B1SS = np.empty((len(samples), 1, SIZE, SIZE), np.float32)
+    for image_3SS, sample in zip(image_B3SS, samples, strict=True):
+        normalise(read_frame(sample, 0, SIZE), image_3SS)
+    for mask_1SS, sample in zip(mask_B1SS, samples, strict=True):
+        mask_HW = read_mask(sample, 0)
+        assert mask_HW is not None
+        mask_1SS[0] = resize_mask(mask_HW, SIZE)
+    heard = [sample_window(sample, 0) for sample in samples]
+    log_mel_B1MF = torch.cat([example_log_mel(window_N) for window_N in heard])
+    return torch.from_numpy(image_B3SS), torch.from_numpy(mask_B1SS), log_mel_B1MF
+
+
+def decoders_alone(samples: Sequence[Sample]) -> None:
+    for sample in samples:
+        media.decode_image(sample.members["frame0.jpg"])
+        media.decode_mask(sample.members["mask0.png"])
+        media.decode_audio(sample.members["audio.flac"])
 
 
 class LooseFiles(torch.utils.data.Dataset[Tensors]):
@@ -197,8 +219,13 @@ def to_tensors(corpus: Corpus, loose: Path, turns: int) -> None:
     tars = [f"{corpus.uri}/{record.path}" for record in corpus.shards]
     samples = FrameSamples(corpus, "train", image_size=SIZE, seed=0, augmentation=None)
     steps = count // BATCH
-    held = [corpus.read("train", row).members for row in range(count)]
+    held = [corpus.read("train", row) for row in range(count)]
     keys = [corpus.index("train").key(row) for row in range(count)]
+    made = samples.load([(0, row) for row in range(BATCH)])
+    for left, right in zip(
+        same_work(held[:BATCH]), (made.image_B3SS, made.mask_B1SS, made.log_mel_B1MF), strict=True
+    ):
+        assert torch.equal(left, right), "a floor of other work"
 
     def ours() -> int:
         for step in range(steps):
@@ -213,16 +240,16 @@ def to_tensors(corpus: Corpus, loose: Path, turns: int) -> None:
         loader = torch.utils.data.DataLoader(LooseFiles(loose, keys), BATCH, shuffle=True)
         return sum(len(batch[0]) for batch in loader)
 
-    def floor(work: Callable[[dict[str, bytes]], object]) -> Callable[[], int]:
+    def floor(work: Callable[[Sequence[Sample]], object]) -> Callable[[], int]:
         def run() -> int:
-            for members in held:
-                work(members)
+            for first in range(0, count, BATCH):
+                work(held[first : first + BATCH])
             return count
 
         return run
 
     sides = {"ours": ours, "webdataset pipeline": pipeline, "DataLoader over loose files": files}
-    floors = {"floor: decoders alone": floor(decoders_alone), "floor: same work": floor(tensors)}
+    floors = {"floor: decoders alone": floor(decoders_alone), "floor: same work": floor(same_work)}
     print("samples to batches of tensors, warm")
     rates = take_turns({**sides, **floors}, turns)
     for name in floors:
@@ -277,47 +304,6 @@ def seek(corpus: Corpus, turns: int) -> None:
     print(f"  ratio {rates['ours'] / rates['reading up to it']:.0f}")
 
 
-def resume(samples: int) -> None:
-    """What a run does before its first batch, on an index of so many samples in memory."""
-    kinds = ("audio.flac", "frame0.jpg", "json", "mask0.png")
-    offsets = np.arange(samples * len(kinds), dtype=np.int64) * 32_768 + 512
-    struct = pa.StructArray.from_arrays(
-        [
-            pa.array(kinds).take(pa.array(np.arange(samples * len(kinds)) % len(kinds))),
-            pa.array(offsets),
-            pa.array(np.full(samples * len(kinds), 32_000)),
-        ],
-        ["name", "offset", "size"],
-    )
-    first = pa.array(np.arange(samples + 1, dtype=np.int32) * len(kinds))
-    table = pa.table(
-        {
-            "key": pa.array([f"k{number:07d}" for number in range(samples)]),
-            "members": pa.ListArray.from_arrays(first, struct),
-        }
-    )
-
-    class Stub:
-        uri = "memory"
-        classes: tuple[str, ...] = ()
-
-        def index(self, split: str) -> MemberIndex:
-            return MemberIndex(table)
-
-    epoch_order.cache_clear()
-    times = [time.process_time()]
-    stub: Any = Stub()
-    frames = FrameSamples(stub, "train", image_size=SIZE, seed=0, augmentation=None)
-    times.append(time.process_time())
-    sample_order(samples=len(frames), batch=BATCH, seed=0, step=3 * samples // BATCH + 7)
-    times.append(time.process_time())
-    index, order = (after - before for before, after in itertools.pairwise(times))
-    print(
-        f"resume at any step of {samples:,} samples: {index:.2f} s of CPU to find every annotated "
-        f"frame, {order:.2f} s for the order of an epoch"
-    )
-
-
 def sound(corpus: Corpus, turns: int) -> None:
     """The second that a frame needs, against all of the sound."""
     held = [corpus.read("train", row) for row in range(min(len(corpus.table("train")), 200))]
@@ -360,7 +346,7 @@ def main() -> None:
         to_tensors(corpus, folder / "loose", turns)
         seek(corpus, 1 if chosen.smoke else 3)
         sound(corpus, turns)
-        resume(10_000 if chosen.smoke else 1_000_000)
+        resume(folder, 10 if chosen.smoke else 3_907, 256)
         print("the loader with worker processes")
         for workers in chosen.workers[:2] if chosen.smoke else chosen.workers:
             # A process of its own: peak memory is a process's, and never falls.

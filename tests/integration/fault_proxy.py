@@ -1,8 +1,8 @@
 """An object store that stumbles: an HTTP proxy that spoils some of the requests, by a seed.
 
 A spoilt request is answered with 500 or 503, its connection is reset, its answer breaks in the
-middle of the body or comes late. Half of them have reached the server before, so that what was
-asked for is done and nobody knows.
+middle of the body or comes late. All of these come equally often, whatever the seed. Half of them
+have reached the server before, so that what was asked for is done and nobody knows.
 """
 
 from __future__ import annotations
@@ -37,6 +37,19 @@ class FaultProxy:
     faults: Counter[str] = field(default_factory=Counter)
     """By kind, and ``before`` or ``after`` the request reached the server."""
 
+    @property
+    def kinds(self) -> Counter[str]:
+        """The faults by kind alone."""
+        counts = Counter(dict.fromkeys(KINDS, 0))
+        for name, count in self.faults.items():
+            counts[name.split()[0]] += count
+        return counts
+
+    def _draw_kind(self) -> str:
+        """One of the kinds that have come least, so that a few faults are of every kind."""
+        counts = self.kinds
+        return self.random.choice([k for k in KINDS if counts[k] == min(counts.values())])
+
     async def serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with suppress(ConnectionError, asyncio.IncompleteReadError):
             await self._serve(reader, writer)
@@ -47,7 +60,7 @@ class FaultProxy:
         self.requests += 1
         kind, after = "", False
         if self.random.random() < self.rate:
-            kind, after = self.random.choice(KINDS), self.random.random() < 0.5
+            kind, after = self._draw_kind(), self.random.random() < 0.5
             # Only an answer that there is can break, or come late.
             after = after or kind in ("cut", "slow")
             self.faults[f"{kind} {'after' if after else 'before'}"] += 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import subprocess
 import sys
 from dataclasses import asdict
@@ -15,6 +16,7 @@ from infra import storage
 from infra.corpus import Corpus
 from pipelines import shard_avsbench
 from pipelines.shard_avsbench import ShardAvsbenchConfig
+from synth import avsbench
 from synth.avsbench import files
 from tests import made_avsbench as made
 from tests.benchmarks import avsbench as skeleton
@@ -27,6 +29,8 @@ pytestmark = pytest.mark.integration
 def tree(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("avsbench")
     made.write_tree(folder, made.small())
+    pickled = "Multi-sources/ms3_data/audio_log_mel/train/Fgh-ijk0123.pkl"
+    made.write_files(folder, {pickled: made.contents()["pickle"]})
     return folder
 
 
@@ -66,8 +70,12 @@ def test_loose_files_on_s3_have_the_content_of_those_on_a_disk(
         files.read_many(on_s3)
 
 
-def test_a_corpus_says_which_splits_it_has(ray_local: None, tree: Path, tmp_path: Path) -> None:
-    published = shard(tree, "ms3", tmp_path / "published")
+def test_a_corpus_says_which_splits_it_has_and_its_log_what_was_left_out(
+    ray_local: None, tree: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO, "pipelines.shard_avsbench"):
+        published = shard(tree, "ms3", tmp_path / "published")
+    assert avsbench.pickles_note(1) in caplog.messages
     clean = shard(tree, "ms3", tmp_path / "clean", splits="clean")
     assert published["splits"] == {"train": 3, "val": 1, "test": 1}
     assert clean["splits"] == {"train": 2, "val": 1, "test": 1}
@@ -77,6 +85,23 @@ def test_a_corpus_says_which_splits_it_has(ray_local: None, tree: Path, tmp_path
     assert notes[1].startswith("Clean splits: 1 train clips")
     with pytest.raises(ValueError, match="another corpus stands"):
         shard(tree, "ms3", tmp_path / "clean")
+
+
+def test_a_clip_whose_file_was_fetched_again_is_taken_in_on_request(
+    ray_local: None, tmp_path: Path
+) -> None:
+    made.write_tree(tmp_path / "tree", made.small())
+    sound = tmp_path / "tree/Multi-sources/ms3_data/audio_wav/train/Fgh-ijk0123.wav"
+    whole = sound.read_bytes()
+    made.own_copy(sound, bytes(len(whole)))
+    damaged = shard(tmp_path / "tree", "ms3", tmp_path / "corpus")
+    assert damaged["refused_by_reason"] == {"unreadable": 1} and damaged["splits"]["train"] == 2
+    sound.write_bytes(whole)
+    assert shard(tmp_path / "tree", "ms3", tmp_path / "corpus")["splits"]["train"] == 2
+    mended = shard(tmp_path / "tree", "ms3", tmp_path / "corpus", retry_refused=True)
+    assert mended["refused_by_reason"] == {} and mended["splits"]["train"] == 3
+    assert mended["shards_made"] == 1
+    assert Corpus.open(str(tmp_path / "corpus")).manifest["refused"] == 0
 
 
 def test_check_alone_on_the_command_line_reports_and_writes_nothing(tmp_path: Path) -> None:
@@ -114,7 +139,7 @@ def check(tree: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_a_skeleton_of_the_real_benchmark_is_sharded_in_full(
+def test_every_100th_clip_of_the_real_tables_is_sharded_and_read(
     ray_local: None, tmp_path: Path
 ) -> None:
     if not skeleton.LABELS.is_dir():

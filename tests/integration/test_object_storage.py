@@ -199,7 +199,7 @@ def test_a_corpus_made_on_a_stumbling_store_is_the_one_on_disk(
             check=False,
         )
     assert ended.returncode == 0, ended.stderr
-    assert proxy.faults.total() >= 5, proxy
+    assert min(proxy.kinds.values()) >= 1, proxy
     there = json.loads(ended.stdout.splitlines()[-1])
     assert there["manifest_sha256"] == on_disk["manifest_sha256"]
     names = storage.list_sizes(on_disk["uri"])

@@ -18,10 +18,17 @@ from selenium.webdriver.common.keys import Keys
 from infra.corpus import Corpus, Refused
 from synth.page import write_page
 from tests.made_corpus import write_made_corpus
+from tests.unit.test_page import write_large_index
 
 pytestmark = pytest.mark.integration
 
 CHROMIUM, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+# Of every picture, once all are decoded, its own width, that on the page, and its description.
+DRAWN = """const done = arguments[0];
+    const images = [...document.images];
+    Promise.all(images.map(image => image.decode())).then(
+        () => done(images.map(i => [i.naturalWidth, i.clientWidth, i.alt])),
+        error => done(String(error)));"""
 REFUSED = [Refused(id=f"f{n}", source="made", reason="silent: rms 0") for n in range(3)]
 
 
@@ -82,13 +89,7 @@ def test_what_is_shown_is_what_the_manifest_says(corpus: Corpus, opened: Chrome)
 
 
 def test_every_picture_and_mask_is_really_drawn(opened: Chrome) -> None:
-    drawn = opened.execute_async_script(
-        """const done = arguments[0];
-        const images = [...document.images];
-        Promise.all(images.map(image => image.decode())).then(
-            () => done(images.map(i => [i.naturalWidth, i.clientWidth, i.alt])),
-            error => done(String(error)));"""
-    )
+    drawn = opened.execute_async_script(DRAWN)
     assert len(drawn) == 2 * len(opened.find_elements(By.TAG_NAME, "figure")) > 8
     assert all(natural == 64 and shown > 100 and alt for natural, shown, alt in drawn)
 
@@ -162,3 +163,31 @@ def test_nothing_was_asked_of_anyone_and_nothing_complained(corpus: Corpus, open
     assert own in asked and any(url.startswith("data:image/") for url in asked)
     assert [url for url in asked if url != own and not url.startswith("data:")] == []
     assert opened.get_log("browser") == []
+
+
+def test_the_page_of_a_hundred_thousand_samples_is_shown_whole(
+    tmp_path: Path, browser: Chrome, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Its rows share the members of four samples, which no real index does.
+    monkeypatch.setattr("infra.corpus.check_index", lambda table, tar_bytes: None)
+    corpus = write_large_index(str(tmp_path), rows=100_000, classes=135)
+    write_page(corpus.uri, corpus.manifest, REFUSED)
+    browser.get_log("browser")
+    browser.get((tmp_path / "index.html").as_uri())
+    assert browser.find_element(By.CSS_SELECTOR, "dl dd").text == "100,000"
+    sections = ("splits", "classes", "mask-area", "loudness", "refused", "samples")
+    for name in sections:
+        browser.find_element(By.CSS_SELECTOR, f'nav a[href="#{name}"]').click()
+        head = browser.find_element(By.CSS_SELECTOR, f"#{name} h2")
+        top, window = browser.execute_script(
+            "return [arguments[0].getBoundingClientRect().top, window.innerHeight]", head
+        )
+        assert head.is_displayed() and -1 < top < window, name
+    assert len(browser.find_elements(By.CSS_SELECTOR, ".bars li")) == 135
+    drawn = browser.execute_async_script(DRAWN)
+    assert len(drawn) == 2 * len(browser.find_elements(By.TAG_NAME, "audio")) > 100
+    assert all(natural > 100 and shown > 100 and alt for natural, shown, alt in drawn)
+    assert browser.execute_script(
+        "return document.documentElement.scrollWidth <= window.innerWidth"
+    )
+    assert browser.get_log("browser") == []

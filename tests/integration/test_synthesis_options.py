@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import shutil
 import subprocess
+import time
 from pathlib import Path
 from typing import Any
 
@@ -121,6 +123,62 @@ def test_a_rehearsal_writes_nothing_and_tells_what_the_job_then_makes(
     assert (told["samples"], told["shards"]) == (13, SHARDS)
     written = sum(shard["bytes"] + shard["index_bytes"] for shard in manifest["shards"])
     assert written / 1.5 < told["expected_bytes"] < written * 1.5
+
+
+def test_a_rehearsal_counts_the_time_of_looking_at_the_media(
+    standing: Path, media: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    look = synthesize.look_at_media
+
+    def slow(*what: Any, **more: Any) -> Catalog:
+        time.sleep(3)
+        return look(*what, **more)
+
+    monkeypatch.setattr(synthesize, "look_at_media", slow)
+    told = made(standing, media, dry_run=True)
+    assert told["samples"] == 0 and told["expected_seconds"] >= 3
+
+
+def test_the_summary_and_the_log_say_what_the_work_was(
+    media: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.INFO):
+        told = made(tmp_path / "corpus", media)
+        again = made(tmp_path / "corpus", media)
+    spent = told["stage_seconds"]
+    assert {"decode", "compose", "encode", "write"} <= spent.keys() and min(spent.values()) > 0
+    assert told["samples_made"] == 13 and told["samples_per_second"] > 0
+    shards = Corpus.open(told["uri"]).shards
+    assert told["bytes_made"] == sum(shard.bytes + shard.index_bytes for shard in shards)
+    assert (told["refused"], told["retries"]) == (0, 0)
+    first, second = (r.getMessage() for r in caplog.records if r.name == "synth.publish")
+    assert first.startswith(f"13 samples in {SHARDS} shards made in ")
+    assert all(f"{name} {seconds:.2f}" in first for name, seconds in spent.items())
+    assert "0 inputs refused, 0 requests sent again" in first
+    assert second.startswith("0 samples in 0 shards made in ") and again["stage_seconds"] == {}
+
+
+@pytest.mark.parametrize("published", [False, True])
+def test_a_job_that_lost_its_lease_writes_no_more(
+    media: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, published: bool
+) -> None:
+    uri = tmp_path / "corpus"
+
+    def stolen(step: Any) -> Any:
+        def run(where: str, *what: Any, **more: Any) -> Any:
+            (uri / "lease.json").write_bytes(b"another job's")
+            return step(where, *what, **more)
+
+        return run
+
+    if published:
+        monkeypatch.setattr(synthesize, "publish", stolen(synthesize.publish))
+    else:
+        monkeypatch.setattr(synthesize, "publish", lambda *_, **__: pytest.fail("it went on"))
+        monkeypatch.setattr(synthesize, "write_shards", stolen(synthesize.write_shards))
+    with pytest.raises(ValueError, match=r"the lease on .* was lost"):
+        made(uri, media)
+    assert {path.name for path in uri.iterdir()} == {"catalog", "lease.json", "shards"}
 
 
 def test_a_rehearsal_counts_what_is_missing_and_changes_nothing(
@@ -274,7 +332,7 @@ def test_a_mended_sound_comes_in_when_refused_inputs_are_looked_at_again(
 
 
 def test_only_the_shards_of_refused_samples_are_made_anew_when_their_file_is_back(
-    tmp_path: Path,
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     media, uri = own_media(tmp_path / "media", seed=93), tmp_path / "corpus"
     known = str(tmp_path / "catalog")
@@ -300,8 +358,18 @@ def test_only_the_shards_of_refused_samples_are_made_anew_when_their_file_is_bac
     picture.write_bytes(kept)
     when = times(uri)
     assert made(uri, media, lenient, catalog=known)["shards_made"] == 0
+    assert (uri / "corpus.json").exists()
     told = made(uri, media, lenient, catalog=known, retry_refused=True, dry_run=True)
     assert (told["shards"], told["shards_standing"]) == (len(short), SHARDS - len(short))
+
+    # Dying, it leaves no manifest that vouches for shards that are others now.
+    def gone(*_: Any, **__: Any) -> Any:
+        raise ConnectionError("the storage is gone")
+
+    with monkeypatch.context() as patch, pytest.raises(ValueError, match="the storage is gone"):
+        patch.setattr(synthesize, "_make", gone)
+        made(uri, media, lenient, catalog=known, retry_refused=True)
+    assert not (uri / "corpus.json").exists()
     second = made(uri, media, lenient, catalog=known, retry_refused=True)
     assert (second["shards_made"], second["samples"]) == (len(short), 13)
     assert refused(uri) == {}

@@ -2,22 +2,31 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 
-from infra import cluster
+from infra import cluster, lease, registry, storage
+from infra.config import JobFailed
+from infra.tracking import Tracker
+from model import build_save, saved
+from tests.scripted_steps import ShortOfMemory
 from tests.small_stage import STEPS, small_stage, write_small_corpus
-from training import models
+from training import models, stage
+from training.checkpoint_store import CheckpointStore
 from training.recipe import ModelConfig, WorkersConfig
 from training.stage import run_stage
+from training.step import OptimizerConfig
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +44,9 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def undisturbed(folder: Path) -> tuple[dict[str, Any], list[dict[str, float]]]:
     points: list[dict[str, float]] = []
-    return run_stage(small_stage(folder, "undisturbed"), on_metrics=points.append), points
+    # How it is looked at is no part of what is learned.
+    config = small_stage(folder, "undisturbed", profile=(2,))
+    return run_stage(config, on_metrics=points.append), points
 
 
 def weights(uri: str) -> dict[str, torch.Tensor]:
@@ -55,6 +66,23 @@ def test_a_stage_learns_and_tells_what_it_did(
     assert points == summary["history"]
     model = models.load_model(summary["checkpoint"])
     assert model.config.image_size == 64
+
+
+def test_a_stage_leaves_a_trace_of_a_step_and_pictures_of_each_validation(
+    folder: Path, undisturbed: tuple[dict[str, Any], list[dict[str, float]]]
+) -> None:
+    run = folder / "runs" / "undisturbed"
+    (trace,) = (run / "profile").iterdir()
+    assert trace.name == "step-00000002.json.gz"
+    events = json.loads(gzip.decompress(trace.read_bytes()))["traceEvents"]
+    assert {"aten::conv2d", "Optimizer.step#AdamW.step"} <= {event["name"] for event in events}
+    shown = {path.name: sorted(path.iterdir()) for path in (run / "overlays").iterdir()}
+    assert set(shown) == {f"step-{step:08d}" for step in (4, 8, 12)}
+    for pictures in shown.values():
+        assert len(pictures) == 2
+        for picture in pictures:
+            with Image.open(picture) as image:
+                image.load()
 
 
 def test_dense_adapters_learn_the_same_on_one_worker_and_on_two(folder: Path) -> None:
@@ -84,6 +112,80 @@ def test_a_finished_stage_is_not_trained_again(
     assert again["seconds"] < 5
     with pytest.raises(ValueError, match="another configuration"):
         run_stage(small_stage(folder, "undisturbed", seed=1))
+
+
+def test_a_stage_that_loses_its_lease_stops_its_workers_and_says_why(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = folder / "runs" / "lost"
+    monkeypatch.setattr(lease, "hold", partial(lease.hold, seconds=1.0))
+
+    def take_over(_: dict[str, float]) -> None:
+        storage.write_bytes(str(run / lease.LEASE), b"another's")
+
+    # A checkpoint is written at the last step alone.
+    config = small_stage(folder, "lost", steps=300, validate_every=300)
+    with pytest.raises(JobFailed, match=r"^lost stopped: the lease on .* was lost"):
+        run_stage(config, on_metrics=take_over)
+    assert not (run / stage.SUMMARY).exists()
+    assert (run / lease.LEASE).read_bytes() == b"another's"
+    assert not CheckpointStore(str(run / stage.CHECKPOINTS), keep=1).committed()
+
+
+def test_a_worker_without_memory_ends_the_stage_at_once_and_what_needs_less_is_named(
+    folder: Path, tmp_path: Path
+) -> None:
+    tries = tmp_path / "tries"
+    short = ShortOfMemory(rank=1, step=2, tries=str(tries))
+    # The other worker waits for it in the middle of a step.
+    with pytest.raises(JobFailed, match=r"^short stopped: a worker ran out of memory") as stopped:
+        run_stage(small_stage(folder, "short", optimizer=short))
+    assert tries.read_text() == "2\n"
+    for name in ("accumulate", "activation_checkpointing", "zero_stage", "workers.count"):
+        assert name in str(stopped.value)
+    assert "Traceback" not in str(stopped.value)
+    assert not (folder / "runs" / "short" / stage.SUMMARY).exists()
+
+
+def test_an_alias_as_parent_means_what_it_meant_when_the_stage_was_begun(
+    folder: Path,
+    tracker: Tracker,
+    model_folder: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def register(model: Path) -> str:
+        with tracker.run("parent") as run:
+            run.log_model(model)
+        registry.register(tracker.client, name="save-parent", run_id=run.id, evaluations={})
+        return run.id
+
+    def cut_off(*_: Any) -> dict[str, Any]:
+        raise JobFailed("cut off")
+
+    config = small_stage(
+        folder,
+        "of_alias",
+        parent="models:/save-parent@candidate",
+        tracking=tracker.uri,
+        steps=2,
+        optimizer=OptimizerConfig(learning_rate=0.0, final_learning_rate=0.0),
+        workers=WorkersConfig(count=1),
+    )
+    first = register(model_folder)
+    with monkeypatch.context() as patch, pytest.raises(JobFailed, match="cut off"):
+        patch.setattr(stage, "_fit", cut_off)
+        run_stage(config)
+    torch.manual_seed(1)
+    saved.save(build_save("save_tiny", image_size=64), tmp_path)
+    register(tmp_path)
+    summary = run_stage(config)
+    # Nothing was learned: what is written is the parent.
+    learned, parent = weights(summary["checkpoint"]), weights(str(model_folder))
+    assert all(torch.equal(learned[name], value) for name, value in parent.items())
+    assert first in summary["parent"]
+    tags = tracker.client.get_run(summary["run_id"]).data.tags
+    assert tags["parent.run_id"] == first
 
 
 def test_the_entry_point_finetunes_from_a_parent_with_one_worker(

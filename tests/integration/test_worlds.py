@@ -22,11 +22,15 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, dict
     for stage in STAGES:
         scenarios[stage] = {"steps": [0, 3], "zero_stage": stage, "save": str(folder / str(stage))}
     scenarios["in parts"] = {"steps": [0, 3], "zero_stage": 1, "accumulate": 3}
+    # Three samples in two parts.
+    scenarios["in two"] = {"steps": [0, 3], "accumulate": 2}
     scenarios["again"] = {
         "steps": [0, 3],
         "zero_stage": 1,
         "workers": {"activation_checkpointing": True},
     }
+    less_memory = {"precision": "bf16", "accumulate": 2, "steps": [0, 6]}
+    scenarios["bf16"] = {**scenarios["again"], **less_memory}
     found = worlds.run(2, list(scenarios.values()))
     return folder, dict(zip(scenarios, found, strict=True))
 
@@ -34,9 +38,10 @@ def pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[Any, dict
 def test_ranks_that_split_a_batch_have_the_gradients_of_one_with_all_of_it(
     pair: tuple[Path, dict[Any, dict[str, Any]]],
 ) -> None:
-    (alone,) = worlds.run(1, [{"steps": [0, 3]}])
-    for name in (*STAGES, "in parts"):
-        found = pair[1][name]
+    alone, parted = worlds.run(1, [{"steps": [0, 3]}, {"steps": [0, 3], "accumulate": 2}])
+    # AdamW and clipping hide a wrong scale of the gradient from the weights, not from its norm.
+    compared = {name: pair[1][name] for name in (*STAGES, "in parts", "in two")}
+    for name, found in {**compared, "alone in parts": parted}.items():
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
         assert found["norms"] == pytest.approx(alone["norms"], rel=1e-4), name
         assert found["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-5), name
@@ -48,6 +53,14 @@ def test_computing_activations_again_changes_nothing(
     again, kept = pair[1]["again"], pair[1][1]
     assert again["losses"] == pytest.approx(kept["losses"], rel=1e-5)
     assert again["weights"] == pytest.approx(kept["weights"], rel=1e-3, abs=1e-4)
+
+
+def test_bf16_in_parts_with_activations_computed_again_learns_as_fp32_does(
+    pair: tuple[Path, dict[Any, dict[str, Any]]],
+) -> None:
+    found, right = pair[1]["bf16"]["losses"], pair[1]["whole"]["losses"]
+    # What the steps before it taught moves a loss by far more.
+    assert found == pytest.approx(right, rel=0.01)
 
 
 def test_a_compiled_encoder_has_the_losses_of_a_plain_one() -> None:

@@ -11,9 +11,9 @@ from pathlib import Path
 import pytest
 import ray.cloudpickle
 
-from infra import stopwatch
-from infra.corpus import Sample
-from synth.distribute import ShardTask, write_shards
+from infra import retrying, stopwatch, storage
+from infra.corpus import Refused, Sample, standing_shards
+from synth.distribute import ShardTask, map_rows, write_shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]
 
@@ -94,3 +94,71 @@ def test_what_was_written_is_summed_up(tmp_path: Path) -> None:
     again = write_shards(uri, TASKS, samples)
     assert (again.made, len(again.records)) == (1, 4)
     assert 0 < again.bytes < written.bytes
+
+
+def test_a_shard_that_dies_while_it_is_made_anew_is_made_once_more(tmp_path: Path) -> None:
+    uri = str(tmp_path / "corpus")
+
+    def lacking(task: ShardTask) -> Iterator[Sample | Refused]:
+        yield from samples(task)
+        if task.number == 1:
+            yield Refused(id="dog.png", source="made", reason="missing: no such file")
+
+    def dying_after_the_tar(task: ShardTask) -> Iterator[Sample]:
+        for made in samples(task):
+            members = {name: data[::-1] for name, data in made.members.items()}
+            yield Sample(key=made.key, members=members, meta=made.meta)
+        whole = storage.write_bytes
+
+        def die(*_: object) -> None:
+            storage.write_bytes = whole
+            raise ConnectionError("the storage is gone")
+
+        storage.write_bytes = die
+
+    write_shards(uri, TASKS, lacking)
+    old = content(Path(uri))
+    with pytest.raises(ValueError, match="the storage is gone"):
+        write_shards(uri, TASKS, dying_after_the_tar, retry_refused=True)
+    torn = content(Path(uri))["train-00001.tar"]
+    assert torn != old["train-00001.tar"] and len(torn) == len(old["train-00001.tar"])
+    found = standing_shards(uri, {(t.split, t.number): t.plan for t in TASKS})
+    assert sorted(number for _, number in found) == [0, 2, 3]
+
+    assert write_shards(uri, TASKS, samples).made == 1
+    write_shards(str(tmp_path / "calm"), TASKS, samples)
+    assert content(Path(uri)) == content(tmp_path / "calm")
+
+
+def test_a_job_that_must_not_write_any_more_ends_at_the_next_shard(tmp_path: Path) -> None:
+    checks = []
+
+    def check() -> None:
+        checks.append(1)
+        if len(checks) == 2:
+            raise ValueError("the lease was lost")
+
+    with pytest.raises(ValueError, match="the lease was lost"):
+        write_shards(str(tmp_path / "corpus"), TASKS, samples, parallelism=1, check=check)
+    assert len(checks) == 2
+
+
+def test_what_workers_ask_for_again_counts_as_the_jobs_own(tmp_path: Path, ledger: Path) -> None:
+    def stumbling(name: str) -> None:
+        if not (ledger / name).exists():
+            (ledger / name).touch()
+            raise ConnectionResetError("once")
+
+    def look(row: dict[str, str]) -> dict[str, str]:
+        retrying.retrying(lambda: stumbling(row["name"]), what=row["name"])
+        return row
+
+    def make(task: ShardTask) -> Iterator[Sample]:
+        retrying.retrying(lambda: stumbling(f"shard {task.number}"), what="a shard")
+        yield from samples(task)
+
+    before = storage.retries()
+    map_rows([{"name": name} for name in ("a", "b", "c")], look)
+    assert storage.retries() - before == 3
+    assert write_shards(str(tmp_path / "corpus"), TASKS, make).retries == 4
+    assert storage.retries() - before == 7

@@ -41,6 +41,8 @@ def test_waiting_for_data_and_pauses_are_told_apart_from_steps(clock: Clock) -> 
         clock.now += 3.0
         with kept.paused():
             clock.now += 50.0
+            kept.spent()  # asked in the middle, as a checkpoint does
+            clock.now += 50.0
     told = kept.take(3)
     assert told["data_wait"] == pytest.approx(0.25)
     assert told["samples_per_second"] == pytest.approx(1.0)

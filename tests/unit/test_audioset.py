@@ -215,6 +215,29 @@ def test_junk_rows_do_not_stop_audioset(tmp_path: Path) -> None:
     assert labels.unknown == {}
 
 
+def test_a_file_of_which_tables_differ_is_not_taken_whichever_comes_first(tmp_path: Path) -> None:
+    names = ("balanced_train_segments.csv", "eval_segments.csv")
+    rows = [((VIDEO, "30.000", mids), ("_0PQM4-hqg1", "0.000", DOG)) for mids in (DOG, CAT)]
+    for name in (f"{VIDEO}_30.wav", "_0PQM4-hqg1.wav"):
+        write(tmp_path / name, b"")
+    for order in (1, -1):
+        for name, some in zip(names, rows[::order], strict=True):
+            write(tmp_path / name, segments(*some))
+        found, labels = audioset_of(tmp_path)
+        assert accepted(found) == {"_0PQM4-hqg1.wav": "dog"}
+        assert labels.left_out["named by rows that differ"] == 2
+        assert labels.left_out["named twice"] == 1
+
+
+def test_the_file_of_a_whole_video_is_not_taken_for_two_of_its_clips(tmp_path: Path) -> None:
+    rows = ((VIDEO, "30.000", DOG), (VIDEO, "50.000", DOG))
+    write(tmp_path / "eval_segments.csv", segments(*rows))
+    write(tmp_path / f"{VIDEO}.wav", b"")
+    found, labels = audioset_of(tmp_path)
+    assert found == []
+    assert labels.left_out["named by rows that differ"] == 2
+
+
 def test_an_audioset_without_tables_or_ontology_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no balanced_train_segments\.csv or"):
         audioset_of(tmp_path)

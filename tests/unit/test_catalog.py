@@ -4,19 +4,33 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import logging
+import os
+import tempfile
 import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from infra import media, storage
-from synth import sources
+from infra import masks, media, storage
+from synth import assets, looking, sources
 from synth.catalog import MARKER, Catalog, assemble
-from synth.inspection import inspect
+from synth.inspection import MAX_BYTES, inspect
 from synth.looking import build_catalog
 from synth.rows import Rows
-from synth.tables import Candidate, Clip, Object, Refused
+from synth.tables import Annotation, Candidate, Clip, Object, Refused
+from tests.made_sources import (
+    HEIGHT,
+    PLACES,
+    WIDTH,
+    ellipse,
+    photograph,
+    write_esc50,
+    write_open_images,
+)
 
 
 def cut_out(seed: int = 0, *, size: int = 40, hidden: int = 0) -> bytes:
@@ -165,6 +179,43 @@ def test_cut_outs_need_transparency_that_is_neither_full_nor_empty() -> None:
     assert "may not have transparent parts" in refusal(candidate("background"), cut_out())
 
 
+def marked(mask_HW: np.ndarray) -> object:
+    """The row of one object whose mask picture is this, in a photograph of WIDTH x HEIGHT."""
+    annotation = Annotation(id="marked", class_name="dog", mask_path="masks/marked.png")
+    shown = dataclasses.replace(candidate("annotated"), annotations=(annotation,))
+    picture = photograph(0, [("dog", PLACES[0])])
+    (row,) = inspect(shown, picture, lambda path: media.encode_png(mask_HW))
+    return row
+
+
+@pytest.mark.parametrize(
+    ("size", "overlap"),
+    [
+        ((3 * WIDTH, 3 * HEIGHT), 1.0),
+        ((5 * WIDTH + 1, 5 * HEIGHT - 1), 0.98),
+        ((WIDTH // 2, HEIGHT // 2), 0.9),
+        ((43, 32), 0.85),
+    ],
+)
+def test_a_mask_of_the_photographs_shape_is_laid_over_it_whatever_its_size(
+    size: tuple[int, int], overlap: float
+) -> None:
+    row = marked(ellipse(PLACES[0], *size))
+    assert isinstance(row, Object)
+    mask_HW, drawn_HW = masks.decode_mask_rle(assets.mask_of(row)), ellipse(PLACES[0])
+    assert (mask_HW & drawn_HW).sum() / (mask_HW | drawn_HW).sum() >= overlap
+
+
+@pytest.mark.parametrize("size", [(1000, 10), (HEIGHT, WIDTH), (WIDTH, HEIGHT + 4), (24, 24)])
+def test_a_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
+    row = marked(ellipse(PLACES[0], *size))
+    assert isinstance(row, Refused)
+    assert row.reason == (
+        f"mask: its {size[0]}x{size[1]} pixels have another shape than the photograph's "
+        f"{WIDTH}x{HEIGHT}"
+    )
+
+
 def test_a_class_must_be_known() -> None:
     assert refusal(candidate(class_name=""), cut_out()).startswith("class: ")
 
@@ -238,6 +289,80 @@ def test_a_table_of_other_rows_is_not_read(own_media: str, tmp_path: Path) -> No
     (tmp_path / "c" / "clips.parquet").write_bytes(b"no parquet")
     with pytest.raises(ValueError, match="is no table"):
         Rows.read(str(tmp_path / "c" / "clips.parquet"), Clip)
+
+
+@contextmanager
+def without_rights(*files: Path) -> Iterator[None]:
+    """As a user who may not read these files."""
+    before = os.geteuid()
+    for file in files:
+        file.chmod(0)
+    if before == 0:  # who may read everything
+        os.seteuid(65_534)
+    try:
+        yield
+    finally:
+        os.seteuid(before)
+
+
+@pytest.fixture
+def open_folder() -> Iterator[Path]:
+    """A folder that every user can reach: those above pytest's own are closed."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        yield Path(folder)
+
+
+def test_a_local_file_that_may_not_be_read_is_refused_alone(open_folder: Path) -> None:
+    source, drawn = write_open_images(open_folder)
+    esc50 = write_esc50(open_folder / "esc50")
+    offer = sources.Offer(None, {"open_images": source, "esc50": esc50})
+    whole = build_catalog(offer.roots, offer)
+    mask = next((open_folder / "train-masks").rglob("*.png"))
+    picture = next(p for p in (open_folder / "train").iterdir() if p.stem not in mask.stem)
+    sound = next((open_folder / "esc50" / "audio").iterdir())
+    with without_rights(mask, picture, sound):
+        catalog = build_catalog(offer.roots, offer)
+        (lost,) = [row for row in whole.clips if sound.name in row.uri]
+        with pytest.raises(assets.Unusable) as caught:
+            assets.load_sound(lost, whole.roots)
+    mask_path = mask.relative_to(open_folder)
+    assert {row.id: row.reason for row in catalog.refused} == {
+        f"open_images:{mask.stem}": f"mask: unreadable: {mask_path} may not be read by this user",
+        f"open_images:train/{picture.name}": f"unreadable: train/{picture.name} may not be read by "
+        "this user",
+        f"esc50:audio/{sound.name}": f"unreadable: audio/{sound.name} may not be read by this user",
+    }
+    assert len(catalog.objects) == len(drawn) - 3
+    assert len(catalog.clips) == len(whole.clips) - 1
+    assert caught.value.reason == "unreadable: the file may not be read by this user"
+
+
+def test_a_file_that_is_another_one_now_is_told_by_its_row(own_media: str) -> None:
+    catalog = build_catalog(own_media, list(sources.candidates(own_media)))
+    grown, folder = Path(own_media, "objects/cat/tom.png"), Path(own_media, "sounds/dog/bark.wav")
+    os.truncate(grown, MAX_BYTES + 1)
+    folder.unlink()
+    folder.mkdir()
+    (cat,) = [row for row in catalog.objects if row.class_name == "cat"]
+    (bark,) = [row for row in catalog.clips if row.class_name == "dog"]
+    for load, row in ((assets.load_cutout, cat), (assets.load_sound, bark)):
+        with pytest.raises(assets.Unusable, match="changed: the file is not the one") as caught:
+            load(row, catalog.roots)
+        assert caught.value.asset == row
+
+
+def test_a_long_look_tells_how_far_it_is(
+    own_media: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(looking, "_BATCH", 5)
+    with caplog.at_level(logging.INFO, logger="synth.looking"):
+        build_catalog(own_media, list(sources.candidates(own_media)))
+    lines = [record.getMessage() for record in caplog.records if record.name == "synth.looking"]
+    assert [line.split(", ")[0] for line in lines] == [
+        *("5 files looked at", "10 files looked at", "11 files looked at"),
+    ]
+    assert lines[-1] == "11 files looked at, 2 refusals"
 
 
 def test_a_folder_that_is_empty_or_not_there_is_one_clear_sentence(tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import pickle
 import tarfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -251,6 +251,39 @@ def test_only_a_whole_shard_of_the_same_plan_is_reused(tmp_path: Path) -> None:
         assert standing(uri, "train", 0, plan="p") is None, name
         (tmp_path / name).write_bytes(data)
     assert standing(uri, "train", 0, plan="p") == (record, [])
+
+
+@pytest.mark.parametrize("written", [0, 1, 2, 3])
+def test_a_shard_that_dies_while_it_is_made_anew_does_not_stand(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, written: int
+) -> None:
+    uri = str(tmp_path)
+    torn = Refused(id="clip-2", source="made", reason="unreadable: cut short")
+    old, _ = write_shard(uri, "train", 0, [sample(frame0_png=b"old"), torn], plan="p")
+    left = [written]
+
+    def mortal(write: Callable[..., None]) -> Callable[..., None]:
+        def write_or_die(*what: Any) -> None:
+            if not left[0]:
+                raise ConnectionError("the storage is gone")
+            left[0] -= 1
+            write(*what)
+
+        return write_or_die
+
+    for name in ("upload", "write_bytes"):
+        monkeypatch.setattr(storage, name, mortal(getattr(storage, name)))
+    anew = [sample(frame0_png=b"new")]
+    if written < 3:
+        with pytest.raises(ConnectionError):
+            write_shard(uri, "train", 0, anew, plan="p", anew=True)
+        # Padded, the old tar and the new one have the same size.
+        assert (tmp_path / old.path).stat().st_size == old.bytes
+        assert standing(uri, plan="p") is None
+    else:
+        new, _ = write_shard(uri, "train", 0, anew, plan="p", anew=True)
+        assert new.bytes == old.bytes and new.sha256 != old.sha256
+        assert standing(uri, plan="p") == (new, [])
 
 
 def test_a_committed_corpus_is_resumed_without_reading_a_marker(

@@ -1,18 +1,17 @@
-"""Training samples: order, resumption, labels, sound and augmentation."""
+"""Training samples: order, resumption, labels and sound."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
-import math
 import threading
 from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from infra.corpus import Corpus
+from tests.batches import equal
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
 from training.data import IGNORED_CELL, Batch, FrameSamples
@@ -24,10 +23,6 @@ from training.samples import (
     example_window,
     load_clip,
     load_sound,
-)
-
-STILL = Augmentation(
-    flip=0.0, light=0.0, colour=0.0, gain=(1.0, 1.0), noise=0.0, shift=False, silent_share=0.0
 )
 
 
@@ -49,12 +44,6 @@ def content(batch: Batch) -> str:
     for field in dataclasses.fields(batch):
         digest.update(np.ascontiguousarray(getattr(batch, field.name)).tobytes())
     return digest.hexdigest()
-
-
-def equal(left: Batch, right: Batch) -> bool:
-    return all(
-        torch.equal(getattr(left, f.name), getattr(right, f.name)) for f in dataclasses.fields(left)
-    )
 
 
 @pytest.mark.parametrize(
@@ -111,29 +100,6 @@ def test_a_resumed_loader_gives_the_batches_that_were_left(corpus: Corpus) -> No
     assert all(equal(a, b) for a, b in zip(whole[6:], resumed, strict=True))
 
 
-def test_augmentation_changes_with_the_epoch_and_not_with_the_worker(corpus: Corpus) -> None:
-    samples = frame_samples(corpus, Augmentation())
-    assert equal(samples.load([(2, 5), (0, 1)]), samples.load([(2, 5), (0, 1)]))
-    alone, again = samples.load([(0, 1)]), samples.load([(1, 1)])
-    assert not torch.equal(alone.image_B3SS, again.image_B3SS)
-    assert torch.equal(samples.load([(2, 5), (0, 1)]).image_B3SS[1:], alone.image_B3SS)
-
-
-def test_silent_samples_hear_nothing_and_have_nothing_to_mask(corpus: Corpus) -> None:
-    silent = frame_samples(corpus, dataclasses.replace(Augmentation(), silent_share=1.0))
-    batch = silent.load([(0, i) for i in range(len(silent))])
-    assert not batch.mask_B1SS.any() and not batch.class_BC.any()
-    assert torch.allclose(batch.log_mel_B1MF, torch.tensor(math.log(0.01)), atol=1e-5)
-
-
-def test_the_share_of_silent_samples_is_the_one_asked_for(corpus: Corpus) -> None:
-    samples = frame_samples(corpus, dataclasses.replace(STILL, silent_share=0.25))
-    loud = [i for i in range(len(samples)) if frame_samples(corpus).load([(0, i)]).class_BC.any()]
-    batch = samples.load([(epoch, i) for epoch in range(12) for i in loud])
-    share = float((batch.class_BC.sum(1) == 0).float().mean())
-    assert share == pytest.approx(0.25, abs=0.08)
-
-
 def test_only_frames_with_a_mask_are_samples(tmp_path: Path) -> None:
     told = {"samples": {"train": 6}, "size": 32, "frames": 3}
     first = write_made_corpus(str(tmp_path / "s4"), **told, first_mask_only=True)
@@ -142,15 +108,14 @@ def test_only_frames_with_a_mask_are_samples(tmp_path: Path) -> None:
     assert len(frame_samples(every)) == 18
 
 
-def test_a_flip_mirrors_picture_mask_and_labels_together(corpus: Corpus) -> None:
-    plain = frame_samples(corpus, STILL).load([(0, i) for i in range(6)])
-    flipped = frame_samples(corpus, dataclasses.replace(STILL, flip=1.0)).load(
-        [(0, i) for i in range(6)]
-    )
-    assert torch.equal(flipped.image_B3SS, plain.image_B3SS.flip(-1))
-    assert torch.equal(flipped.mask_B1SS, plain.mask_B1SS.flip(-1))
-    assert torch.equal(flipped.cell_BGG, plain.cell_BGG.flip(-1))
-    assert not torch.equal(flipped.cell_BGG, plain.cell_BGG)
+def test_of_some_rows_their_frames_alone_are_samples(corpus: Corpus) -> None:
+    told = {"image_size": 48, "seed": 3, "augmentation": None}
+    few = FrameSamples(corpus, "train", rows=np.array([1, 6]), **told)  # type: ignore[arg-type]
+    assert few.places_P2.tolist() == [[row, frame] for row in (1, 6) for frame in range(3)]
+    whole = frame_samples(corpus).load([(0, i) for i in (3, 4, 5, 18, 19, 20)])
+    assert equal(few.load([(0, i) for i in range(6)]), whole)
+    with pytest.raises(ValueError, match="nothing to learn"):
+        FrameSamples(corpus, "train", rows=np.array([], int), **told)  # type: ignore[arg-type]
 
 
 def test_cells_are_labelled_with_the_object_that_lies_there(corpus: Corpus) -> None:
@@ -219,9 +184,3 @@ def test_a_loader_that_is_left_early_leaves_no_thread_behind(corpus: Corpus) -> 
 def test_a_split_without_masks_is_refused(corpus: Corpus) -> None:
     with pytest.raises(ValueError, match="no split 'tests'"):
         FrameSamples(corpus, "tests", image_size=32, seed=0, augmentation=None)
-
-
-@pytest.mark.parametrize("told", [{"flip": 1.5}, {"silent_share": -0.1}, {"gain": (2.0, 1.0)}])
-def test_an_augmentation_out_of_bounds_is_refused(told: dict[str, object]) -> None:
-    with pytest.raises(ValueError, match=next(iter(told))):
-        Augmentation(**told)  # type: ignore[arg-type]

@@ -10,9 +10,10 @@ import pytest
 import torch
 
 from infra.corpus import Corpus
+from tests.batches import equal, joined
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import Batch, FrameSamples
+from training.data import FrameSamples
 from training.order import Window, epoch_order, sample_order
 from training.prefetch import batches
 
@@ -33,12 +34,6 @@ def frame_samples(corpus: Corpus, *, window: int | None = None) -> FrameSamples:
     )
 
 
-def same(left: Batch, right: Batch) -> bool:
-    return torch.equal(left.image_B3SS, right.image_B3SS) and torch.equal(
-        left.log_mel_B1MF, right.log_mel_B1MF
-    )
-
-
 @pytest.mark.parametrize("window", WINDOWS)
 def test_no_sample_is_lost_or_doubled_in_an_epoch(window: Window | None) -> None:
     samples, batch = sum(SIZES), 4
@@ -50,6 +45,30 @@ def test_no_sample_is_lost_or_doubled_in_an_epoch(window: Window | None) -> None
     assert set(seen.values()) == {1}
     for epoch in range(3):
         assert sorted(i for e, i in seen if e == epoch) == list(range(samples))
+
+
+@pytest.mark.parametrize("window", [None, 2])
+@pytest.mark.parametrize(("world", "workers"), [(1, 0), (2, 1)])
+def test_no_sample_is_lost_or_doubled_in_what_is_loaded(
+    corpus: Corpus, window: int | None, world: int, workers: int
+) -> None:
+    # No two pictures of the corpus are alike: each tells which sample it is.
+    samples = FrameSamples(corpus, "train", image_size=32, seed=4, augmentation=None, window=window)
+    whole = samples.load([(0, index) for index in range(len(samples))])
+    number_of = {image_3SS.numpy().tobytes(): n for n, image_3SS in enumerate(whole.image_B3SS)}
+    assert len(number_of) == len(samples) == 24
+    # Steps that neither the epochs nor the ranks divide.
+    told = {"batch": 9, "first": 0, "last": 8, "world": world, "workers": workers}
+    ranks = [batches(samples, rank=rank, **told) for rank in range(world)]  # type: ignore[arg-type]
+    seen = []
+    for parts in zip(*ranks, strict=True):
+        step = joined(parts)
+        numbers = [number_of[image_3SS.numpy().tobytes()] for image_3SS in step.image_B3SS]
+        assert equal(step, samples.load([(0, number) for number in numbers]))
+        seen += numbers
+    for epoch in range(3):
+        assert sorted(seen[epoch * 24 : epoch * 24 + 24]) == list(range(24))
+    assert len(seen) == 3 * 24
 
 
 @pytest.mark.parametrize("window", WINDOWS)
@@ -86,7 +105,7 @@ def test_resuming_at_every_step_of_an_epoch_gives_the_rest_of_it(corpus: Corpus)
     for first in range(steps):
         rest = list(batches(frame_samples(corpus), batch=4, first=first, last=steps))
         assert len(rest) == steps - first
-        assert all(same(a, b) for a, b in zip(whole[first:], rest, strict=True))
+        assert all(equal(a, b) for a, b in zip(whole[first:], rest, strict=True))
 
 
 @pytest.mark.parametrize("workers", [1, 3])
@@ -99,9 +118,8 @@ def test_the_order_does_not_depend_on_ranks_or_workers(corpus: Corpus, workers: 
         for rank in range(2)
     ]
     assert torch.equal(torch.get_rng_state(), before)
-    for whole, left, right in zip(alone, *shares, strict=True):
-        assert torch.equal(whole.image_B3SS, torch.cat([left.image_B3SS, right.image_B3SS]))
-        assert torch.equal(whole.log_mel_B1MF, torch.cat([left.log_mel_B1MF, right.log_mel_B1MF]))
+    for whole, *parts in zip(alone, *shares, strict=True):
+        assert equal(whole, joined(parts))
 
 
 def test_what_fails_in_a_worker_process_fails_in_the_loop(tmp_path: Path) -> None:

@@ -13,15 +13,12 @@ import torch
 
 from infra import media
 from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from tests.batches import STILL
 from tests.made_corpus import tone, write_made_corpus
 from training import samples
 from training.augmentation import WHOLE, Augmentation, crop, draw
 from training.data import FrameSamples
 from training.samples import EXAMPLE_SAMPLES, example_window, sample_sound, sample_window
-
-STILL = Augmentation(
-    flip=0.0, light=0.0, colour=0.0, gain=(1.0, 1.0), noise=0.0, shift=False, silent_share=0.0
-)
 
 
 def with_sound(name: str, data: bytes) -> Sample:
@@ -140,9 +137,13 @@ def sounding(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
 
 
 def heard_rows(
-    corpus: Corpus, augmentation: Augmentation, row: int, monkeypatch: pytest.MonkeyPatch
+    corpus: Corpus,
+    augmentation: Augmentation,
+    row: int,
+    monkeypatch: pytest.MonkeyPatch,
+    rows: np.ndarray | None = None,
 ) -> list[int]:
-    """Whose sound a row hears in 60 epochs."""
+    """Whose sound a row, or a place among ``rows``, hears in 60 epochs."""
     levels: list[float] = []
 
     def watched(window_N: np.ndarray) -> torch.Tensor:
@@ -150,7 +151,9 @@ def heard_rows(
         return torch.zeros(1, 1, 96, 64)
 
     monkeypatch.setattr("training.data.example_log_mel", watched)
-    loader = FrameSamples(corpus, "train", image_size=32, seed=5, augmentation=augmentation)
+    loader = FrameSamples(
+        corpus, "train", image_size=32, seed=5, augmentation=augmentation, rows=rows
+    )
     loader.load([(epoch, row) for epoch in range(60)])
     return [round(level * 32) - 1 for level in levels]
 
@@ -165,6 +168,16 @@ def test_a_sound_drawn_anew_is_of_the_same_class_alone(
     assert heard != heard_rows(sounding, redrawn, 3, monkeypatch)
     assert set(heard_rows(sounding, redrawn, 11, monkeypatch)) == {11}
     assert set(heard_rows(sounding, STILL, 2, monkeypatch)) == {2}
+
+
+def test_of_few_shots_a_sound_is_drawn_from_their_rows_alone(
+    sounding: Corpus, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    redrawn = dataclasses.replace(STILL, redraw_sound=True)
+    shots = np.array([1, 4, 6, 8, 9])
+    for place in range(3):
+        assert set(heard_rows(sounding, redrawn, place, monkeypatch, shots)) == {1, 4, 6}
+    assert set(heard_rows(sounding, redrawn, 1, monkeypatch, np.array([8, 4]))) == {8}
 
 
 @pytest.mark.parametrize("row", [8, 9, 10])

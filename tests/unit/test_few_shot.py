@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import dataclasses
 import itertools
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
+from tests.made_corpus import write_made_corpus
 from training.few_shot import few_shot_rows
+from training.loop import training_samples
+from training.prefetch import batches
+from training.recipe import ModelConfig, TrainConfig
 
 # Clips of each set of classes: S4 in small, a rare pair, and clips in which nothing sounds.
 SIZES = {("dog",): 305, ("cat",): 91, ("bell",): 62, ("cat", "dog"): 12, ("owl",): 3, (): 40}
@@ -82,3 +89,27 @@ def test_clips_without_classes_are_drawn_like_any_others() -> None:
 def test_a_share_out_of_range_is_refused(share: float) -> None:
     with pytest.raises(ValueError, match="few_shot is a share"):
         drawn(share)
+
+
+def test_a_few_shot_stage_learns_from_the_drawn_clips_alone(tmp_path: Path) -> None:
+    corpus = write_made_corpus(str(tmp_path), samples={"train": 20}, size=32)
+    config = TrainConfig(
+        stage="few",
+        corpus=corpus.uri,
+        few_shot=0.3,
+        seed=3,
+        epochs=1.0,
+        batch=2,
+        augmentation=None,
+        model=ModelConfig(image_size=32),
+    )
+    few = training_samples(config, corpus)
+    every = training_samples(dataclasses.replace(config, few_shot=None), corpus)
+    # A clip is one frame here, so that a row of the table is a sample.
+    rows = few_shot_rows(corpus, "train", 0.3, 3)
+    drawn = every.load([(0, int(row)) for row in rows]).image_B3SS
+    steps = config.total_steps(len(few))
+    epoch = batches(few, batch=2, first=0, last=steps, rank=0, world=1, workers=0)
+    seen = torch.cat([batch.image_B3SS for batch in epoch])
+    assert len(every) == 20 and len(seen) == len(rows) == 6
+    assert {image.numpy().tobytes() for image in seen} == {i.numpy().tobytes() for i in drawn}

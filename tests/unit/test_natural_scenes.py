@@ -16,6 +16,8 @@ from synth.plan import NaturalSpec, plan_sample, plan_shards
 from synth.pools import Pools, select, split_assets
 from synth.recipe import Recipe, Samples
 from synth.render import make_sample, make_samples, render
+from synth.rows import Rows
+from synth.tables import Object
 from tests.made_sources import CLASSES, natural_catalog
 
 SIDE = 64
@@ -147,6 +149,24 @@ def test_off_screen_sounds_are_of_classes_that_the_source_says_are_absent(catalo
         assert sample.meta["classes"] == [] and sample.meta["off_screen"] == [sound.class_name]
 
 
+def test_off_screen_sounds_that_no_source_can_give_are_one_sentence(catalog: Catalog) -> None:
+    rows = [dataclasses.replace(row, absent="") for row in catalog.objects]
+    # What is denied has to have a sound.
+    for absent in ("", "person|teapot"):
+        rows = [dataclasses.replace(row, absent=absent) for row in rows]
+        silent = dataclasses.replace(catalog, objects=Rows.of(Object, rows))
+        with pytest.raises(ValueError, match=r"off_screen is 0\.05, .* set off_screen to 0$"):
+            train(silent, dataclasses.replace(RECIPE, off_screen=0.05))
+        assert train(silent).classes
+    # One photograph is enough.
+    about = train(silent).photographs
+    assert about is not None
+    one = about.objects[int(about.order[""][0])].id
+    rows = [dataclasses.replace(r, absent="cat|dog" if r.id == one else "") for r in rows]
+    denied = dataclasses.replace(catalog, objects=Rows.of(Object, rows))
+    assert train(denied, dataclasses.replace(RECIPE, off_screen=0.05)).classes
+
+
 def test_a_crop_holds_the_object_and_its_mask_is_cut_alike(catalog: Catalog) -> None:
     recipe = dataclasses.replace(RECIPE, crop=(0.6, 0.9), flip=1.0)
     for spec in specs(train(catalog, recipe), recipe, count=20):
@@ -195,13 +215,13 @@ def test_videos_of_avsbench_are_held_out_and_counted(catalog: Catalog, tmp_path:
         f"{clips[0].video},0,cat_meowing,test\n{clips[1].video},0,cat_meowing,train\n"
     )
     own = dataclasses.replace(RECIPE, held_out_tables=(str(table),))
-    for guard, expected in (("val_test", {"s4_test": 1}), ("none", {})):
+    for guard, expected in (("val_test", {"vggsound": {"clips": 1, "s4_test": 1}}), ("none", {})):
         recipe = dataclasses.replace(own, held_out=guard)
         chosen = select(catalog, recipe)
-        assert chosen.held_out == ({"vggsound": expected} if expected else {})
+        assert chosen.held_out == expected
         assert len(chosen.catalog.clips) == len(catalog.clips) - len(expected)
     zero = select(catalog, dataclasses.replace(own, held_out="zero_shot"))
-    assert zero.held_out == {"vggsound": {"s4_test": 1, "s4_train": 1}}
+    assert zero.held_out == {"vggsound": {"clips": 2, "s4_test": 1, "s4_train": 1}}
     assert {row.id for row in zero.refused} == {clips[0].id, clips[1].id}
     heard = {
         sound.asset.video

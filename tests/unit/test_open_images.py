@@ -8,10 +8,12 @@ import numpy as np
 import pytest
 
 from infra import media
-from synth.sources import open_images
+from synth.looking import build_catalog
+from synth.sources import Offer, open_images
 from synth.sources.open_images import OpenImagesConfig, candidates
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
+from tests.made_sources import check_masks, write_esc50, write_open_images
 
 DOG, CAT, CAR, CAB, CHAIR = "/m/0bt9lr", "/m/01yrx", "/m/0k4j", "/m/0pg52", "/m/01mzpv"
 KITCHEN, STREET, YARD = "677c122b0eaa5d16", "0cddfe521cf926bf", "fe600639ae4b3b6c"
@@ -156,6 +158,68 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
         "no table train-images-boxable-with-rotation.csv": 1,
         "no table train-annotations-human-imagelabels-boxable.csv": 1,
     }
+
+
+def test_a_mask_of_which_rows_differ_is_not_taken_whichever_comes_first(tmp_path: Path) -> None:
+    differing = [
+        ROWS[0].replace(DOG, CAT),  # by its name a dog's
+        ROWS[3].replace(f",{YARD},", f",{STREET},"),
+        ROWS[1],
+        ROWS[4].replace(CAR, CHAIR),  # of no class here
+    ]
+    denied = [f"{STREET},verification,{label},0" for label in (CAT, *all_labels("horse"))]
+    lines = ["ImageID,Source,LabelName,Confidence", *denied]
+    found = []
+    for number, rows in enumerate(([*ROWS, *differing], [*differing, *ROWS][::-1])):
+        folder = tmp_path / str(number)
+        write_tree(folder, rows)
+        write(folder / "train-annotations-human-imagelabels-boxable.csv", "\n".join(lines))
+        labels = Labels("openimages")
+        found.append(read(folder, labels))
+        assert labels.left_out["mask of which rows differ"] == 4
+        assert labels.left_out["mask given twice"] == 1
+        assert labels.left_out["no mask file"] == 0
+    street, kitchen = found[0]
+    assert [a.class_name for a in street.annotations] == ["car"]
+    assert [a.class_name for a in kitchen.annotations] == ["cat"]
+    # A cat may be there.
+    assert street.absent == ("horse",)
+    assert found[0] == found[1]
+
+
+def all_labels(class_name: str) -> tuple[str, ...]:
+    return Labels("openimages").names_of(class_name)
+
+
+def test_a_licence_of_which_rows_differ_is_not_stated_whichever_comes_first(
+    tmp_path: Path,
+) -> None:
+    write_tree(tmp_path, ROWS)
+    by = "https://creativecommons.org/licenses/by/2.0/"
+    lines = [
+        f"{STREET},train,,https://example.org/1,{by},,A,,,,,",
+        f"{STREET},train,,https://example.org/1,{by[:-8]}-nc-nd/2.0/,,A,,,,,",
+        f"{STREET},train,,https://example.org/1,{by},,A,,,,,",
+        f"{YARD},train,,https://example.org/2,{by},,B,,,,,",
+        f"{YARD},train,,https://example.org/2,{by},,B,,,,,",
+    ]
+    for order in (1, -1):
+        # Where such a table is damaged, it holds up to there.
+        rows = [PHOTOGRAPHS, *lines[::order], "\0"]
+        write(tmp_path / "train-images-boxable-with-rotation.csv", "\n".join(rows))
+        labels = Labels("openimages")
+        _, street, _, yard = read(tmp_path, labels)
+        assert (street.licence, street.author, street.origin) == ("not stated", "", STREET)
+        assert (yard.licence, yard.author) == ("CC BY 2.0", "B")
+        assert labels.left_out["licence of which rows differ"] == 1
+
+
+def test_masks_of_a_catalog_are_those_that_were_drawn(tmp_path: Path) -> None:
+    source, drawn = write_open_images(tmp_path)
+    offer = Offer(None, {"open_images": source, "esc50": write_esc50(tmp_path / "esc50")})
+    catalog = build_catalog(offer.roots, offer)
+    assert list(catalog.refused) == []
+    check_masks(catalog, drawn)
 
 
 def test_rows_that_cannot_be_used_are_refused_and_the_rest_is_read(tmp_path: Path) -> None:

@@ -205,6 +205,20 @@ def test_a_split_without_what_it_needs_is_one_sentence(catalog: Catalog) -> None
     assert split_assets(few, only_train)["train"].classes == ["drum", "siren"]
 
 
+def test_off_screen_sounds_are_refused_where_every_scene_shows_all_classes(
+    catalog: Catalog,
+) -> None:
+    recipe = dataclasses.replace(
+        RECIPE, classes=("bell", "horn"), off_screen=0.1, object_counts=(0.0, 0.5, 0.5)
+    )
+    with pytest.raises(ValueError, match=r"off_screen is 0\.1, but .* shows all 2 classes"):
+        split_assets(catalog, recipe)
+    for more in ({"object_counts": (0.1, 0.5, 0.4)}, {"classes": ()}):
+        pools = split_assets(catalog, dataclasses.replace(recipe, **more))  # type: ignore[arg-type]
+        drawn = specs(pools, "train", 200, recipe=dataclasses.replace(recipe, **more))  # type: ignore[arg-type]
+        assert any(not sound.on_screen for spec in drawn for sound in spec.sounds)
+
+
 @pytest.mark.parametrize(
     "wrong",
     [
@@ -217,6 +231,17 @@ def test_a_split_without_what_it_needs_is_one_sentence(catalog: Catalog) -> None
         {"object_counts": (0.0, 0.0, 0.0)},
         {"distractors": (1.0, -0.5, 0.5)},
         {"long_side": (0.5, 0.3)},
+        {"long_side": (0.0, 0.3)},
+        {"distractor_side": (-0.1, 0.3)},
+        {"feather": (-1.0, 0.3)},
+        {"gain_db": (4.0, -10.0)},
+        {"noise_db": (-float("inf"), -26.0)},
+        {"noise_db": (-60.0, float("nan"))},
+        {"crop": (0.0, 1.0)},
+        {"light": -0.25},
+        {"light": 1.5},
+        {"jpeg_quality": 0},
+        {"jpeg_quality": 101},
     ],
 )
 def test_a_recipe_that_cannot_be_is_refused_by_name(wrong: dict[str, object]) -> None:

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -255,6 +256,43 @@ def test_what_a_split_gets_does_not_depend_on_what_else_there_is(composite: Cata
     for split in ("train", "val", "test"):
         assert owners(part, split)[0] <= owners(whole, split)[0]
         assert owners(part, split)[1:] == owners(whole, split)[1:]
+
+
+def test_only_what_scenes_may_be_made_from_is_listed(composite: Catalog) -> None:
+    def licensed(rows: Rows[Any], licence: str) -> Rows[Any]:
+        named = [dataclasses.replace(row, licence=licence, source=licence) for row in rows]
+        return Rows.of(rows.row_type, named)
+
+    mixed = dataclasses.replace(
+        composite,
+        backgrounds=licensed(composite.backgrounds, "background"),
+        silent=licensed(composite.objects[:1], "silent"),
+        clips=Rows.of(
+            Clip,
+            [
+                dataclasses.replace(row, licence=row.class_name, source=row.class_name)
+                for row in composite.clips
+            ],
+        ),
+    )
+    composed = dataclasses.replace(COMPOSITE, samples=TRAIN_ONLY)
+    pools = split_assets(mixed, composed)["train"]
+    assert {"background", "silent", *CLASSES} < pools.licences()
+    assert set(pools.used()["backgrounds"]) == {"background"}
+    pools = split_assets(mixed, NATURAL)["train"]
+    assert pools.licences() & {"background", "silent", *CLASSES} == set(CLASSES)
+    assert pools.used()["backgrounds"] == {}
+
+    # Sheep that are heard in train and seen in other splits alone.
+    shown = set(pools.objects["sheep"].texts("id"))
+    apart = dataclasses.replace(
+        mixed,
+        objects=mixed.objects.take(np.asarray([row.id not in shown for row in mixed.objects])),
+    )
+    for recipe in (NATURAL, composed):
+        pools = split_assets(apart, recipe)["train"]
+        assert "sheep" in pools.clips and "sheep" not in pools.classes
+        assert "sheep" not in pools.licences() and "sheep" not in pools.used()["sounds"]
 
 
 def test_cut_outs_of_photographs_show_the_object_under_its_mask(composite: Catalog) -> None:

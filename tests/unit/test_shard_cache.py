@@ -283,6 +283,25 @@ HEADERS: dict[str, dict[str, Any]] = {
 }
 
 
+def test_a_member_with_a_path_in_front_of_its_name_is_refused(corpus: Corpus) -> None:
+    key, members = corpus.index("train").find(0)
+    info = tarfile.TarInfo(f"{key}.{members[0].name}")
+    info.size = members[0].size
+    header = bytearray(info.tobuf(tarfile.USTAR_FORMAT))
+    check_header(bytes(header), key, members[0])
+    header[345:354] = b"../../etc"
+    assert tarfile.TarInfo.frombuf(_summed(header), "utf-8", "strict").name.startswith("../../etc/")
+    with pytest.raises(ValueError, match="no regular file"):
+        check_header(bytes(header), key, members[0])
+
+
+def _summed(header: bytearray) -> bytes:
+    """With its checksum as it has to be."""
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header)
+
+
 @pytest.mark.parametrize("kind", HEADERS)
 def test_a_member_whose_header_is_that_of_something_else_is_refused(
     corpus: Corpus, kind: str

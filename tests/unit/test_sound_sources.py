@@ -147,6 +147,23 @@ def test_a_header_and_junk_rows_do_not_stop_vggsound(tmp_path: Path) -> None:
     }
 
 
+def test_a_file_of_which_rows_differ_is_not_taken_whichever_row_comes_first(tmp_path: Path) -> None:
+    for video in ("aaaaaaaaaaa", "bbbbbbbbbbb"):
+        write_sound(tmp_path / f"{video}_000030.wav")
+    rows = (
+        "aaaaaaaaaaa,30,dog barking,train",
+        "bbbbbbbbbbb,30,dog barking,train",
+        "aaaaaaaaaaa,30,cat meowing,train",
+        "bbbbbbbbbbb,30,dog bow-wow,train",
+        "aaaaaaaaaaa,30,dog barking,test",
+    )
+    for order in (1, -1):
+        found, labels = vggsound_of(tmp_path, *rows[::order])
+        # Two labels of one class are of one mind.
+        assert accepted(found) == {"bbbbbbbbbbb_000030.wav": "dog"} and len(found) == 1
+        assert labels.left_out == {"named by rows that differ": 3, "named twice": 1}
+
+
 def test_a_table_of_something_else_is_an_error_that_names_it(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"vggsound\.csv"):
         vggsound_of(tmp_path, "just", "words")
@@ -235,6 +252,17 @@ def test_an_esc50_clip_has_its_own_licence_and_origin(tmp_path: Path) -> None:
     ]
     assert labels.unknown == {"rain": 1}
     assert labels.left_out == {"no file": 1, "named twice": 1, "no label": 1}
+
+
+def test_an_esc50_clip_under_two_licences_is_not_taken(tmp_path: Path) -> None:
+    write_sound(tmp_path / "audio" / "1-100032-A-0.wav")
+    rows = [f"1-100032-A-0.wav,1,0,dog,{esc10},100032,A" for esc10 in ("True", "False")]
+    for order in (1, -1):
+        table = ["filename,fold,target,category,esc10,src_file,take", *rows[::order]]
+        write_text(tmp_path / "meta" / "esc50.csv", "\n".join(table))
+        labels = Labels("esc50")
+        assert not list(esc50.candidates(esc50.Esc50Config(folder=str(tmp_path)), labels))
+        assert labels.left_out == {"named by rows that differ": 2}
 
 
 @needs_lists

@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from infra import lease, storage
 from infra.corpus import Corpus
 from tests.made_corpus import write_made_corpus
 from training import checkpoint, stage
@@ -80,6 +81,33 @@ def test_a_finished_stage_is_told_again_and_another_one_is_refused(
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
     with pytest.raises(ValueError, match="another configuration or corpus"):
         stage.run_stage(dataclasses.replace(config, seed=5))
+
+
+def test_a_second_job_on_a_stage_is_refused(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delattr(stage, "_fit")
+    run = Path(config.output) / "a"
+    with lease.hold(str(run), owner="first"):
+        with pytest.raises(ValueError, match=r"another job \(first on"):
+            stage.run_stage(config)
+        assert [path.name for path in run.iterdir()] == [lease.LEASE]
+
+
+def test_a_stage_whose_lease_was_lost_at_the_end_writes_no_summary(
+    config: TrainConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = Path(config.output) / "a"
+
+    def fit(*_: Any) -> dict[str, Any]:
+        storage.write_bytes(str(run / lease.LEASE), b"another's")
+        return {}
+
+    monkeypatch.setattr(stage, "_fit", fit)
+    with pytest.raises(ValueError, match=r"the lease on .* was lost"):
+        stage.run_stage(config)
+    assert not (run / stage.SUMMARY).exists()
+    assert (run / lease.LEASE).read_bytes() == b"another's"
 
 
 @pytest.mark.parametrize(

@@ -43,6 +43,11 @@ def official(source: str) -> set[str]:
     return column(*OFFICIAL[source])
 
 
+def with_masks() -> set[str]:
+    """The classes of Open Images' segmentation challenge, which have masks for certain."""
+    return column("openimages_segmentation_300_challenge2019.csv", "mid")
+
+
 def mapped(source: str) -> set[str]:
     return {label for row in classes() for label in row.labels[source]}
 
@@ -69,6 +74,16 @@ def test_each_official_label_is_mapped_or_counted_as_unknown(source: str) -> Non
     shared = Counter(label for row in classes() for label in row.labels[source])
     alone = {label for label, count in shared.items() if count == 1}
     assert set(labels.unknown) == official(source) - alone
+
+
+@needs_lists
+def test_each_open_images_class_with_masks_is_of_tier_a_or_counted_as_unknown() -> None:
+    labels, tiers = Labels("openimages"), {row.name: row.tier for row in classes()}
+    meant = {mid: labels.of(mid) for mid in with_masks()}
+    assert len(meant) == 300 and meant.keys() < official("openimages")
+    found = {mid for mid, name in meant.items() if name and tiers[name] == "A"}
+    assert found == meant.keys() & mapped("openimages")
+    assert set(labels.unknown) == meant.keys() - found
 
 
 @needs_lists
