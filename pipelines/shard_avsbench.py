@@ -100,7 +100,12 @@ def _shard(job: ShardAvsbenchConfig, uri: str, held: lease.Held) -> dict[str, An
     ]
     make = partial(_make, plans=Shared(plans))
     written = write_shards(
-        uri, tasks, make, parallelism=job.parallelism, retry_refused=job.retry_refused
+        uri,
+        tasks,
+        make,
+        parallelism=job.parallelism,
+        retry_refused=job.retry_refused,
+        check=held.check,
     )
     if len(written.refused) == len(rows):
         first = (refused + written.refused)[-1]
