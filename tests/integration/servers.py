@@ -65,6 +65,9 @@ def running_seaweedfs() -> Iterator[ObjectStore]:
             "-master.telemetry=false",
             "-admin.ui=false",
             "-webdav=false",
+            # Catalogs of tables, each on a port of its own that two servers could not share.
+            "-s3.port.iceberg=0",
+            "-s3.port.lance=0",
             "-bucket=save-corpus",
         ]
         command = [str(BIN / "weed"), f"-logdir={folder}", "mini", f"-dir={folder}", *options]

@@ -79,7 +79,7 @@ def test_a_stage_leaves_a_trace_of_a_step_and_pictures_of_each_validation(
     shown = {path.name: sorted(path.iterdir()) for path in (run / "overlays").iterdir()}
     assert set(shown) == {f"step-{step:08d}" for step in (4, 8, 12)}
     for pictures in shown.values():
-        assert len(pictures) == 2
+        assert len(pictures) == 4
         for picture in pictures:
             with Image.open(picture) as image:
                 image.load()
