@@ -131,7 +131,7 @@ def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str
 
 
 def standing_shards(
-    uri: str, plans: Mapping[tuple[str, int], str]
+    uri: str, plans: Mapping[tuple[str, int], str], sizes: Mapping[str, int] | None = None
 ) -> dict[tuple[str, int], tuple[ShardRecord, list[Refused]]]:
     """What ``write_shard`` gave for each shard that stands whole and was made from the same plan.
 
@@ -140,8 +140,9 @@ def standing_shards(
 
     Args:
         plans: the plan of each shard that is wanted, by split and number.
+        sizes: ``shard_sizes(uri)``, where that is known already.
     """
-    sizes = shard_sizes(uri)
+    sizes = shard_sizes(uri) if sizes is None else sizes
     names = {shard_name(*shard): shard for shard in plans}
     records: dict[str, tuple[ShardRecord, list[Refused]]] = {}
     with suppress(FileNotFoundError):
@@ -266,7 +267,7 @@ class Corpus:
             raise FileNotFoundError(f"{uri} does not exist: check the path or URI")
         if hashlib.sha256(data).hexdigest() != record.index_sha256:
             raise ValueError(f"{uri} {DAMAGED}")
-        # A third of the time of ``pq.read_table``, whose threads and datasets serve larger files.
+        # Not ``pq.read_table``, whose threads and datasets serve larger files.
         table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
         try:
             check_index(table, record.bytes)

@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from infra import stopwatch, storage
 from infra.config import canonical_json
+from infra.storage_errors import space_for
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")
@@ -135,7 +136,7 @@ def write_shard(
     seen: set[str] = set()
     # Without a name: it goes away with this process, however that ends.
     spool = f"the tar of {name} in {tempfile.gettempdir()}"
-    with storage.space_for(spool), tempfile.TemporaryFile() as tar:
+    with space_for(spool), tempfile.TemporaryFile() as tar:
         digest = hashlib.sha256()
         for sample in samples:
             if isinstance(sample, Refused):

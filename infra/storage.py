@@ -10,22 +10,21 @@ the bytes are written aside and renamed. What a store may stumble over is in ``i
 
 from __future__ import annotations
 
-import errno
 import io
 import os
 import shutil
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
 import fsspec
 
 from infra import disk, s3
-from infra.config import DiskFull
-from infra.retrying import is_transient, retries, retrying
+from infra.retrying import retries, retrying
 from infra.s3 import Stored
+from infra.storage_errors import FOLDER, plain_errors
 
 __all__ = [
     "Stored",
@@ -50,7 +49,6 @@ __all__ = [
     "replace_if",
     "retries",
     "size",
-    "space_for",
     "upload",
     "write_bytes",
 ]
@@ -63,7 +61,6 @@ DEFAULT_READ_LIMIT = 1 << 30
 # Asked for anew, fsspec takes as long as reading a small file.
 _DISK = fsspec.filesystem("file")
 _READERS = 32
-_FOLDER = "a folder stands where a file is needed"
 # Bytes of one request of ``open_read``.
 _PIECE = 4 << 20
 
@@ -115,44 +112,8 @@ def join(uri: str | Path, *parts: str) -> str:
 
 def _ask(uri: str | Path, action: Callable[[], Result]) -> Result:
     """``action()``, tried again where that may help, its failure told in one sentence."""
-    with _plain_errors(uri):
+    with plain_errors(uri):
         return retrying(action, what=str(uri))
-
-
-@contextmanager
-def space_for(what: str | Path) -> Iterator[None]:
-    """Tell of a full disk in one sentence, as ``DiskFull``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(f"no space left for {what} ({error}): free some or go elsewhere") from None
-
-
-@contextmanager
-def _plain_errors(uri: str | Path) -> Iterator[None]:
-    """Turn the storage libraries' many errors into one sentence that names the URI."""
-    try:
-        with space_for(uri):
-            yield
-    except FileNotFoundError:
-        raise FileNotFoundError(f"{uri} does not exist: check the path or URI") from None
-    except PermissionError as error:
-        raise PermissionError(
-            f"{uri} may not be accessed ({error}): check its rights or the AWS keys"
-        ) from None
-    except IsADirectoryError:
-        raise ValueError(f"{uri} cannot be used: {_FOLDER}") from None
-    except (NotADirectoryError, FileExistsError):
-        raise ValueError(f"{uri} cannot be used: a file stands where a folder is needed") from None
-    except Exception as error:
-        # botocore's errors share no built-in class, and importing it takes long.
-        if not is_transient(error) and not type(error).__module__.startswith("botocore."):
-            raise
-        raise ConnectionError(
-            f"{uri} cannot be reached ({error}): check AWS_ENDPOINT_URL and the AWS keys"
-        ) from None
 
 
 def size(uri: str | Path) -> int:
@@ -160,7 +121,7 @@ def size(uri: str | Path) -> int:
     fs, path = filesystem(uri)
     info = _ask(uri, lambda: fs.info(path))
     if info["type"] == "directory":
-        raise ValueError(f"{uri} cannot be used: {_FOLDER}")
+        raise ValueError(f"{uri} cannot be used: {FOLDER}")
     return int(info["size"])
 
 
@@ -174,7 +135,7 @@ def read_bytes(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> bytes:
     fs, path = filesystem(uri)
     if not _is_local(fs):
         return _ask(uri, lambda: s3.read(fs, path, limit=limit)).data
-    with _plain_errors(uri):
+    with plain_errors(uri):
         return disk.read(path, limit=limit)
 
 
@@ -240,7 +201,7 @@ def read_stored(uri: str | Path, *, limit: int = DEFAULT_READ_LIMIT) -> Stored |
     try:
         if not _is_local(fs):
             return _ask(uri, lambda: s3.read(fs, path, limit=limit))
-        with _plain_errors(uri):
+        with plain_errors(uri):
             return disk.read_stored(path, limit=limit)
     except FileNotFoundError:
         return None
@@ -252,7 +213,7 @@ def write_bytes(uri: str | Path, data: bytes) -> None:
     if not _is_local(fs):
         _ask(uri, lambda: s3.write(fs, path, data))
         return
-    with _plain_errors(uri):
+    with plain_errors(uri):
         disk.write(path, data)
 
 
@@ -265,7 +226,7 @@ def create(uri: str | Path, data: bytes) -> str | None:
     fs, path = filesystem(uri)
     if not _is_local(fs):
         return _ask(uri, lambda: s3.write_if(fs, path, data, IfNoneMatch="*"))
-    with _plain_errors(uri):
+    with plain_errors(uri):
         return disk.create(path, data)
 
 
@@ -276,7 +237,7 @@ def replace_if(uri: str | Path, data: bytes, etag: str) -> str | None:
     fs, path = filesystem(uri)
     if not _is_local(fs):
         return _ask(uri, lambda: s3.write_if(fs, path, data, IfMatch=etag))
-    with _plain_errors(uri):
+    with plain_errors(uri):
         return disk.replace_if(path, data, etag)
 
 
@@ -286,7 +247,7 @@ def upload(local: Path, uri: str | Path) -> None:
     if not _is_local(fs):
         _ask(uri, lambda: s3.upload(fs, local, path))
         return
-    with _plain_errors(uri):
+    with plain_errors(uri):
         disk.upload(local, path)
 
 
@@ -298,7 +259,7 @@ def download(uri: str | Path, local: Path) -> None:
         ValueError: it was replaced by another one meanwhile.
     """
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
+    with plain_errors(uri):
         if _is_local(fs):
             with disk.aside(local) as aside:
                 shutil.copyfile(path, aside)
@@ -354,7 +315,7 @@ def iter_files(uri: str | Path) -> Iterator[str]:
     For folders of millions: a page of names is held at a time, where ``list_sizes`` holds all.
     """
     fs, path = filesystem(uri)
-    with _plain_errors(uri):
+    with plain_errors(uri):
         for name in disk.walk(path) if _is_local(fs) else s3.walk(fs, path):
             if not name.rsplit("/", 1)[-1].startswith("."):
                 yield name
@@ -368,7 +329,7 @@ def clear_leftovers(uri: str | Path) -> None:
     """
     fs, path = filesystem(uri)
     if _is_local(fs):
-        with _plain_errors(uri):
+        with plain_errors(uri):
             disk.clear_leftovers(path)
     else:
         _ask(uri, lambda: s3.abort_uploads(fs, path, below=True))

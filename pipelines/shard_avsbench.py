@@ -73,6 +73,7 @@ def run(job: ShardAvsbenchConfig) -> dict[str, Any]:
 
 
 def _shard(job: ShardAvsbenchConfig, uri: str, held: lease.Held) -> dict[str, Any]:
+    retries = storage.retries()
     layout = avsbench.find(job.tree, job.subset)
     rows, refused = avsbench.clips(layout, splits=job.splits, side=_side(job))
     recipe = {
@@ -122,6 +123,7 @@ def _shard(job: ShardAvsbenchConfig, uri: str, held: lease.Held) -> dict[str, An
         notes=_notes(layout, job.splits),
         about={"label_classes": list(layout.label_classes)} if layout.label_classes else None,
         before_commit=held.check,
+        earlier_retries=storage.retries() - retries - written.retries,
     )
 
 

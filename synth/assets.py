@@ -16,6 +16,7 @@ from cachetools.keys import hashkey
 from PIL import Image
 
 from infra import masks, media, stopwatch, storage
+from infra.storage_errors import Unreadable, refusable
 from synth.compose import premultiplied
 from synth.inspection import MAX_BYTES, file_digest
 from synth.soundtrack import level, prepare, window
@@ -59,14 +60,12 @@ def _read(asset: Asset, roots: Mapping[str, str]) -> bytes:
     changed = Unusable(asset, "changed: the file is not the one that the catalog looked at")
     with stopwatch.time("read"):
         try:
-            data = storage.read_bytes(uri, limit=MAX_BYTES)
+            with refusable(uri, "the file"):
+                data = storage.read_bytes(uri, limit=MAX_BYTES)
         except FileNotFoundError:
             raise Unusable(asset, "missing: the file is gone since the catalog was made") from None
-        except PermissionError:
-            # Of object storage it says something about the account, and not about this file.
-            if uri.startswith("s3://"):
-                raise
-            raise Unusable(asset, "unreadable: the file may not be read by this user") from None
+        except Unreadable as error:
+            raise Unusable(asset, str(error)) from None
         except ValueError:
             # Larger than any that the catalog accepts, or a folder stands there.
             raise changed from None

@@ -173,14 +173,14 @@ def write_shards(
             samples were refused.
     """
     start, retries = time.monotonic(), storage.retries()
-    found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
+    there = corpus.shard_sizes(uri)
+    found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks}, there)
     if retry_refused and any(refused for _, refused in found.values()):
         found = {shard: standing for shard, standing in found.items() if not standing[1]}
         # A manifest must not vouch for shards that are others by now.
         check()
         storage.remove(storage.join(uri, corpus.MANIFEST))
     missing = [task for task in tasks if (task.split, task.number) not in found]
-    there = corpus.shard_sizes(uri) if missing else {}
     rows = [
         {"task": asdict(t), "anew": f"{shard_name(t.split, t.number)}.json" in there}
         for t in missing

@@ -14,6 +14,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from infra import config, storage
+from infra.storage_errors import refusable
 from synth.catalog import TABLES, Catalog, assemble
 from synth.inspection import MAX_BYTES, Accepted, inspect, refuse
 from synth.rows import Rows
@@ -169,16 +170,11 @@ def _inspect_row(row: dict[str, str], *, roots: Mapping[str, str]) -> dict[str, 
 
     def read(path: str) -> bytes:
         uri = storage.join(roots[candidate.root], path)
-        try:
+        with refusable(uri, path):
             bytes_there = storage.size(uri)
             if bytes_there > MAX_BYTES:
                 raise ValueError(f"size: {bytes_there} bytes, more than {MAX_BYTES}")
             return storage.read_bytes(uri, limit=MAX_BYTES)
-        except PermissionError:
-            # Of object storage it says something about the account, and not about this file.
-            if uri.startswith("s3://"):
-                raise
-            raise ValueError(f"unreadable: {path} may not be read by this user") from None
 
     def read_mask(path: str) -> bytes:
         try:

@@ -43,8 +43,8 @@ Marks = tuple[list[dict[str, Any]], np.ndarray]
 
 T = TypeVar("T")
 
-# Samples made together, one kind of work after the other: it takes a third less time where what
-# one needs, its code too, does not push out of the processor's cache what the next goes on with.
+# Samples made together, one kind of work after the other: it takes less time where what one needs,
+# its code too, does not push out of the processor's cache what the next goes on with.
 _TOGETHER = 32
 
 

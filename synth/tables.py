@@ -62,7 +62,8 @@ class Candidate:
     origin: str = ""
     collection: str = ""
     video: str = ""
-    """The YouTube id of the video that a sound was cut from, where there is one."""
+    """The YouTube id of the video that a sound was cut from, where there is one; or its own name,
+    where it is from some video that cannot be told."""
     annotations: tuple[Annotation, ...] = ()
     """The objects in an annotated photograph, those of the taxonomy's classes alone."""
     absent: tuple[str, ...] = ()
@@ -138,7 +139,7 @@ class Clip:
     author: str
     origin: str
     video: str
-    """The YouTube id of the video it was cut from; "" where it is none."""
+    """As ``Candidate.video``; "" where it is from none."""
     seconds: float
     loudest: float
     """Where its loudest second begins, in seconds."""

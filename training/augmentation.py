@@ -5,6 +5,7 @@ Shapes: S side of the model's input, N sound samples, H x W pixels, C channels i
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -56,7 +57,7 @@ class Augmentation:
             )
         if not 0.0 <= self.noise <= 1.0:
             raise ValueError(f"augmentation.noise must lie between 0 and 1, got {self.noise}")
-        if not 0.0 < self.gain[0] <= self.gain[1]:
+        if not 0.0 < self.gain[0] <= self.gain[1] < math.inf:
             raise ValueError(f"augmentation.gain must be two rising positives, got {self.gain}")
 
 

@@ -145,17 +145,17 @@ class FrameSamples:
         mask_B1SS = np.zeros((len(order), 1, size, size), np.float32)
         class_BC = np.zeros((len(order), len(self.classes)), np.float32)
         cell_BGG = np.empty((len(order), grid, grid), np.int64)
-        taken = [self._take(epoch, index) for epoch, index in order]
+        samples = [self._take(epoch, index) for epoch, index in order]
         # One kind of work after the other: what a decoder needs then stays in the processor's cache
         # for all of the batch.
-        for image_3SS, one in zip(image_B3SS, taken, strict=True):
-            self._write_image(one, image_3SS)
-        for number, one in enumerate(taken):
-            cell_BGG[number] = self._cell_classes(one)
-            if not one.drawn.silent:
-                mask_B1SS[number, 0] = self._mask(one)
-                class_BC[number] = self._class_shares(one.sample.meta)
-        heard = [self._heard_second(sample) for sample in taken]
+        for image_3SS, taken in zip(image_B3SS, samples, strict=True):
+            self._write_image(taken, image_3SS)
+        for number, taken in enumerate(samples):
+            cell_BGG[number] = self._cell_classes(taken)
+            if not taken.drawn.silent:
+                mask_B1SS[number, 0] = self._mask(taken)
+                class_BC[number] = self._class_shares(taken.sample.meta)
+        heard = [self._heard_second(taken) for taken in samples]
         return Batch(
             image_B3SS=torch.from_numpy(image_B3SS),
             log_mel_B1MF=torch.cat([example_log_mel(window_N) for window_N in heard]),
@@ -172,43 +172,43 @@ class FrameSamples:
         drawn = Drawn() if change is None else draw(change, self.seed, epoch, index)
         return _Taken(epoch, index, frame, sample, drawn)
 
-    def _write_image(self, one: _Taken, out_3SS: np.ndarray) -> None:
-        image_SS3 = read_frame(one.sample, one.frame, self.image_size, one.drawn.part)
-        if one.drawn.flip:
+    def _write_image(self, taken: _Taken, out_3SS: np.ndarray) -> None:
+        image_SS3 = read_frame(taken.sample, taken.frame, self.image_size, taken.drawn.part)
+        if taken.drawn.flip:
             image_SS3 = image_SS3[:, ::-1]
-        if one.drawn.light is None:
+        if taken.drawn.light is None:
             normalise(image_SS3, out_3SS)
         else:
-            relight(image_SS3, one.drawn.light, out_3SS)
+            relight(image_SS3, taken.drawn.light, out_3SS)
 
-    def _mask(self, one: _Taken) -> np.ndarray:
-        mask_HW = read_mask(one.sample, one.frame)
+    def _mask(self, taken: _Taken) -> np.ndarray:
+        mask_HW = read_mask(taken.sample, taken.frame)
         assert mask_HW is not None
-        mask_SS = resize_mask(crop(mask_HW, one.drawn.part), self.image_size)
-        return mask_SS[:, ::-1] if one.drawn.flip else mask_SS
+        mask_SS = resize_mask(crop(mask_HW, taken.drawn.part), self.image_size)
+        return mask_SS[:, ::-1] if taken.drawn.flip else mask_SS
 
-    def _heard_second(self, one: _Taken) -> np.ndarray:
+    def _heard_second(self, taken: _Taken) -> np.ndarray:
         """The sound that is heard, changed as it was drawn; each call draws its noise anew."""
-        change, random = self.augmentation, one.drawn.random
-        if one.drawn.silent:
+        change, random = self.augmentation, taken.drawn.random
+        if taken.drawn.silent:
             return np.zeros(EXAMPLE_SAMPLES, np.float32)
         if change is None:
-            return sample_window(one.sample, one.frame)
+            return sample_window(taken.sample, taken.frame)
         assert random is not None, "drawn with an augmentation"
-        heard = self._heard(one, change)
-        return resound(sample_window(heard, one.frame), change, random)
+        heard = self._heard(taken, change)
+        return resound(sample_window(heard, taken.frame), change, random)
 
-    def _heard(self, one: _Taken, change: Augmentation) -> Sample:
+    def _heard(self, taken: _Taken, change: Augmentation) -> Sample:
         """The sample whose sound is heard: this one, or one drawn for the epoch."""
-        if change.redraw_sound and _sounds_alone(one.sample):
-            rows = self._rows_alone[one.sample.meta["classes"][0]]
-            random = sound_draw(self.seed, one.epoch, one.index)
+        if change.redraw_sound and _sounds_alone(taken.sample):
+            rows = self._rows_alone[taken.sample.meta["classes"][0]]
+            random = sound_draw(self.seed, taken.epoch, taken.index)
             for _ in range(_SOUND_DRAWS):
                 row = int(rows[random.integers(len(rows))])
                 other = self.corpus.read(self.split, row, names=SOUND_NAMES)
                 if _sounds_alone(other):
                     return other
-        return one.sample
+        return taken.sample
 
     @cached_property
     def _rows_alone(self) -> dict[str, np.ndarray]:
@@ -228,13 +228,13 @@ class FrameSamples:
         shares_C[known] = 1.0 / max(len(known), 1)
         return shares_C
 
-    def _cell_classes(self, one: _Taken) -> np.ndarray:
+    def _cell_classes(self, taken: _Taken) -> np.ndarray:
         """Objects of unknown class count as background; without object masks nothing is known."""
-        grid, meta = self.image_size // PATCH, one.sample.meta
+        grid, meta = self.image_size // PATCH, taken.sample.meta
         if "objects" not in meta:
             return np.full((grid, grid), IGNORED_CELL, np.int64)
         cell_GG = np.full((grid, grid), len(self.classes), np.int64)
-        for thing in meta["objects"][one.frame]:
+        for thing in meta["objects"][taken.frame]:
             index = self._class_index.get(thing["class"])
             if index is None:
                 continue
@@ -242,10 +242,10 @@ class FrameSamples:
             rows, columns = (
                 shown.start
                 + ((np.arange(grid) + 0.5) * (shown.stop - shown.start) / grid).astype(int)
-                for shown in pixels_of(one.drawn.part, *visible["size"])
+                for shown in pixels_of(taken.drawn.part, *visible["size"])
             )
             cell_GG[sample_mask_rle(visible, rows, columns)] = index
-        return cell_GG[:, ::-1] if one.drawn.flip else cell_GG
+        return cell_GG[:, ::-1] if taken.drawn.flip else cell_GG
 
 
 @dataclass(frozen=True)

@@ -15,6 +15,7 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import NamedTuple
 
 from infra import storage
+from infra.storage_errors import refusable
 
 MAX_FILE_BYTES = 64 << 20
 
@@ -63,13 +64,8 @@ def read(file: File) -> bytes:
         FileNotFoundError: it has gone.
     """
     if file.packed is None:
-        try:
+        with refusable(file.uri, file.path):
             return storage.read_bytes(file.uri, limit=MAX_FILE_BYTES)
-        except PermissionError:
-            # Of object storage it says something about the account, and not about this file.
-            if file.uri.startswith("s3://"):
-                raise
-            raise ValueError(f"unreadable: {file.path} may not be read by this user") from None
     packed = file.packed
     if packed.method == UNREAD:
         raise ValueError(
@@ -86,7 +82,7 @@ def read(file: File) -> bytes:
     start += int.from_bytes(data[28:30], "little")
     damaged = ValueError(
         f"unreadable: {file.path} is damaged in {file.uri}: fetch that again, then run with "
-        "--retry_refused"
+        "--retry-refused"
     )
     if not data.startswith(b"PK\x03\x04"):
         raise damaged

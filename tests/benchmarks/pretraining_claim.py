@@ -3,7 +3,7 @@
 ::
 
     python -m tests.benchmarks.pretraining_claim            # hours on two cores
-    python -m tests.benchmarks.pretraining_claim --smoke    # a minute: does it run at all
+    python -m tests.benchmarks.pretraining_claim --smoke    # minutes: does it run at all
 
 Every arm learns S4, and MS3 from its own S4 model, by the same recipes:
 

@@ -67,7 +67,7 @@ runpy.run_module('tests.benchmarks.{name}', run_name='__main__')
 @pytest.mark.parametrize(
     ("name", "words"),
     [
-        ("synthesis", ["files whole", "only what is used", "through Ray", "two ", "ratio"]),
+        ("synthesis", ["files, whole", "decoded here", "through Ray", "two ", "ratio"]),
         ("planning", ["together"]),
         ("resume", ["resume by the markers alone", "ratio to the bare listing"]),
         ("loader", ["ratio"]),

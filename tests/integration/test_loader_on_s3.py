@@ -7,16 +7,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from infra import storage
 from infra.corpus import Corpus
+from tests.batches import equal
 from tests.integration.conftest import ObjectStore
 from tests.integration.fault_proxy import fault_proxy
 from tests.integration.servers import aws_variables
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import Batch, FrameSamples
+from training.data import FrameSamples
 from training.prefetch import batches
 
 pytestmark = pytest.mark.integration
@@ -45,12 +45,6 @@ def frame_samples(corpus: Corpus, window: int | None = None) -> FrameSamples:
     return FrameSamples(corpus, "train", window=window, **told)  # type: ignore[arg-type]
 
 
-def same(left: Batch, right: Batch) -> bool:
-    return torch.equal(left.image_B3SS, right.image_B3SS) and torch.equal(
-        left.log_mel_B1MF, right.log_mel_B1MF
-    )
-
-
 @pytest.mark.parametrize(("window", "workers"), [(None, 0), (2, 0), (2, 2)])
 def test_batches_from_s3_are_those_from_a_disk_within_the_cache_limit(
     on_disk: Corpus,
@@ -67,7 +61,7 @@ def test_batches_from_s3_are_those_from_a_disk_within_the_cache_limit(
         frame_samples(Corpus.open(on_s3), window), batch=4, first=3, last=12, workers=workers
     )
     for whole, batch in zip(here, there, strict=True):
-        assert same(whole, batch)
+        assert equal(whole, batch)
         used = [path.stat().st_size for path in own_cache.glob("*.tar") if path.is_file()]
         assert 0 < sum(used) <= limit
 

@@ -18,6 +18,7 @@ from model import save as save_module
 from model import saved
 from model.vggish import SmallVGGish
 from tests.small_sam import relative_error, small_sam, small_size
+from tests.worlds import BATCH, made_batch
 from training import checkpoint
 from training.data import Batch
 from training.engine import start_engine, take_batch
@@ -25,7 +26,7 @@ from training.loop import build_learner
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig
 from training.step import Learner, OptimizerConfig, set_learning_rate, train_step
 
-BATCH, SIDE, CLASSES = 4, 32, 3
+SIDE, CLASSES = 32, 3
 RATE = 1e-3
 CPU = torch.device("cpu")
 # Far below any gradient's norm: each step is clipped, and each by another factor.
@@ -61,18 +62,6 @@ def config(**changes: Any) -> TrainConfig:
     return dataclasses.replace(made, **changes)
 
 
-def made_batch(step: int, side: int = SIDE) -> Batch:
-    """A function of the step alone."""
-    made = torch.Generator().manual_seed(step)
-    return Batch(
-        image_B3SS=torch.randn(BATCH, 3, side, side, generator=made),
-        log_mel_B1MF=torch.randn(BATCH, 1, 96, 64, generator=made),
-        mask_B1SS=(torch.rand(BATCH, 1, side, side, generator=made) < 0.3).float(),
-        class_BC=torch.eye(CLASSES)[torch.randint(CLASSES, (BATCH,), generator=made)],
-        cell_BGG=torch.randint(CLASSES + 1, (BATCH, side // 16, side // 16), generator=made),
-    )
-
-
 def everything(learner: Learner) -> Tensor:
     """What is trained, in one row."""
     return torch.cat([p.detach().flatten() for _, p in learner.trainable()])
@@ -103,7 +92,7 @@ def test_an_engine_learns_what_torch_alone_learns_clipped_and_in_parts(zero_stag
     learner = build_learner(told, classes=CLASSES)
     engine = start_engine(told, learner, CPU)
     for step in range(3):
-        batch = made_batch(step)
+        batch = made_batch(step, SIDE)
         expected = train_step(plain, optimizer, batch, clip_norm=CLIP_NORM, accumulate=2)
         loss, norm = take(engine, learner, batch)
         assert float(expected["grad_norm"]) > 10 * CLIP_NORM
@@ -121,7 +110,7 @@ def test_blocks_are_computed_again_where_activations_are_not_kept(again: bool) -
     computed: Counter[int] = Counter()
     for number, block in enumerate(learner.save.image_encoder.blocks):
         block.register_forward_pre_hook(lambda *_, number=number: computed.update([number]))
-    take(engine, learner, made_batch(0))
+    take(engine, learner, made_batch(0, SIDE))
     engine.destroy()
     # A step in two parts.
     assert computed == {number: 4 if again else 2 for number in range(4)}
