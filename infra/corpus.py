@@ -6,6 +6,7 @@
     <uri>/shards/{split}-{00000}.tar          any WebDataset reader can read it
     <uri>/shards/{split}-{00000}.parquet      one row per sample: where each member lies in the tar
     <uri>/shards/{split}-{00000}.json         the shard's marker, after its tar and parquet
+    <uri>/index/{split}.parquet               the tables of all shards of a split, joined
     <uri>/refused.parquet                     every input that was refused: source, id, reason
     <uri>/index.html                          the page for people
 
@@ -35,9 +36,10 @@ from infra import storage
 from infra.config import canonical_json
 from infra.config import digest as digest_of
 from infra.local_shards import LocalShards
-from infra.member_index import Member, MemberIndex, check_index, read_members, view_members
+from infra.member_index import Member, MemberIndex, read_members, view_members
 from infra.shard_cache import DAMAGED, ShardCache
 from infra.shards import Refused, Sample, ShardRecord, read_markers, shard_name, write_shard
+from infra.split_table import read_table, write_joined
 
 __all__ = [
     "Corpus",
@@ -47,6 +49,7 @@ __all__ = [
     "build_manifest",
     "check_free",
     "commit",
+    "join_indexes",
     "shard_sizes",
     "standing_shards",
     "write_refused",
@@ -57,6 +60,7 @@ FORMAT_VERSION = 2
 MANIFEST = "corpus.json"
 
 _SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
+_SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
 
@@ -169,6 +173,13 @@ def shard_sizes(uri: str) -> dict[str, int]:
     return {f"shards/{name}": size for name, size in sizes.items()}
 
 
+def join_indexes(uri: str, manifest: dict[str, Any]) -> None:
+    """Join the indexes of each split's shards into one, which ``manifest`` then names."""
+    records = [ShardRecord(**record) for record in manifest["shards"]]
+    for split, counts in manifest["splits"].items():
+        counts.update(write_joined(uri, split, [r for r in records if r.split == split]))
+
+
 def commit(uri: str, manifest: dict[str, Any]) -> None:
     """Write ``corpus.json``, after which the corpus stands."""
     storage.write_bytes(storage.join(uri, MANIFEST), canonical_json(manifest))
@@ -194,6 +205,9 @@ class Corpus:
             # A manifest comes from outside and names files that will be read and cached.
             if not _SHARD_PATH.fullmatch(record.path) or not _SHA256.fullmatch(record.sha256):
                 raise ValueError(f"{uri}/{MANIFEST} names a shard {record.path!r}: it is damaged")
+        for split in manifest["splits"]:
+            if not _SPLIT.fullmatch(split):
+                raise ValueError(f"{uri}/{MANIFEST} names a split {split!r}: it is damaged")
         self._verify = verify
         self._tables: dict[str, pa.Table] = {}
         self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], list[int]]] = {}
@@ -254,26 +268,9 @@ class Corpus:
             raise ValueError(f"{self.uri} has no split {split!r}, only {', '.join(self.splits)}")
         if split not in self._tables:
             records = [r for r in self.shards if r.split == split]
-            uris = [storage.join(self.uri, r.index) for r in records]
-            tables = [
-                self._read_index(record, uri, data)
-                for record, uri, data in zip(records, uris, storage.read_many(uris), strict=True)
-            ]
-            self._tables[split] = pa.concat_tables(tables).combine_chunks()
+            counts = self.manifest["splits"][split]
+            self._tables[split] = read_table(self.uri, split, records, counts)
         return self._tables[split]
-
-    def _read_index(self, record: ShardRecord, uri: str, data: bytes | None) -> pa.Table:
-        if data is None:
-            raise FileNotFoundError(f"{uri} does not exist: check the path or URI")
-        if hashlib.sha256(data).hexdigest() != record.index_sha256:
-            raise ValueError(f"{uri} {DAMAGED}")
-        # Not ``pq.read_table``, whose threads and datasets serve larger files.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        try:
-            check_index(table, record.bytes)
-        except ValueError as error:
-            raise ValueError(f"{uri} does not fit its tar: {error}; write it again") from None
-        return table.append_column("shard", pa.array([record.path] * len(table), pa.string()))
 
     def index(self, split: str) -> MemberIndex:
         """Where the members of a split's samples lie."""

@@ -30,7 +30,7 @@ _BLOCK = tarfile.BLOCKSIZE
 _SHORT_NAME = tarfile.LENGTH_NAME
 _KEYS = "^[A-Za-z0-9_-]{1,100}$"
 _NAME = re.compile(r"[a-z0-9]+(\.[a-z0-9]+)?")
-_PREFIX = 345
+_NO_PREFIX = bytes(_BLOCK - 345)
 _REGULAR = (tarfile.REGTYPE, tarfile.AREGTYPE)
 
 
@@ -87,11 +87,16 @@ class MemberIndex:
         return key, found
 
 
-def check_index(table: pa.Table, tar_bytes: int) -> None:
-    """Whether the index of one shard can be that of a tar of so many bytes.
+def check_index(table: pa.Table, first_K: np.ndarray, tar_bytes_K: np.ndarray) -> None:
+    """Whether the indexes of some shards, one after the other, can be those of tars of such sizes.
+
+    Args:
+        table: in one piece.
+        first_K: the number of each shard's first row, and the end: int64 ``[K + 1]``.
+        tar_bytes_K: int64 ``[K]``.
 
     Raises:
-        ValueError: its members do not fill the tar, or a key or name could not be in the format.
+        ValueError: the members do not fill a tar, or a key or name could not be in the format.
     """
     try:
         index = MemberIndex(table)
@@ -101,12 +106,18 @@ def check_index(table: pa.Table, tar_bytes: int) -> None:
         key_M = np.repeat(pc.binary_length(keys).to_numpy(), np.diff(index.first_R))
         name_M = np.array([len(name) for name in index.names], int)[index.code_M]
         lead_M = np.where(key_M + 1 + name_M <= _SHORT_NAME, _BLOCK, 3 * _BLOCK)
-        start_M = index.offset_M - lead_M
         end_M = index.offset_M + (index.size_M + _BLOCK - 1) // _BLOCK * _BLOCK
         sized = bool((index.size_M >= 0).all() and (index.size_M <= MAX_MEMBER).all())
-        gapless = bool((start_M == np.concatenate([[0], end_M])[: len(start_M)]).all())
-        rest = tar_bytes - (int(end_M[-1]) if len(end_M) else 0)
-        ended = 2 * _BLOCK <= rest < 2 * _BLOCK + tarfile.RECORDSIZE
+        first_member_K = index.first_R[first_K]
+        filled_K = np.diff(first_member_K) > 0
+        # Members follow each other; a tar begins with its first and ends behind its last.
+        wanted_M = np.concatenate([[0], end_M])[: len(end_M)]
+        wanted_M[first_member_K[:-1][filled_K]] = 0
+        gapless = bool((index.offset_M - lead_M == wanted_M).all())
+        last_K = np.zeros(len(tar_bytes_K), np.int64)
+        last_K[filled_K] = end_M[first_member_K[1:][filled_K] - 1]
+        rest_K = tar_bytes_K - last_K
+        ended = bool(((rest_K >= 2 * _BLOCK) & (rest_K < 2 * _BLOCK + tarfile.RECORDSIZE)).all())
     except (KeyError, AttributeError, TypeError, ValueError, pa.ArrowException):
         raise ValueError("it is no table of members") from None
     if not (plain and sized and gapless and ended):
@@ -125,7 +136,7 @@ def check_header(header: bytes, key: str, member: Member) -> None:
     if len(name) > _SHORT_NAME:
         is_named = is_named and b" path=%b\n" % name in header[:-_BLOCK]
     # A name may begin in the last field of the header, where other readers look for it.
-    is_named = is_named and not any(last[_PREFIX:])
+    is_named = is_named and last.endswith(_NO_PREFIX)
     if not is_named or last[156:157] not in _REGULAR or last[124:135] != b"%011o" % member.size:
         raise ValueError(f"no regular file {name.decode()} of {member.size} bytes lies where it is")
 

@@ -26,7 +26,7 @@ from infra.storage_errors import space_for
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")
 _MARKER_LIMIT = 1 << 28
-_INDEX_SCHEMA = pa.schema(
+INDEX_SCHEMA = pa.schema(
     [
         ("key", pa.string()),
         ("scene", pa.string()),
@@ -158,7 +158,7 @@ def write_shard(
         tar.flush()
         with stopwatch.time("write"):
             index = pa.BufferOutputStream()
-            pq.write_table(pa.Table.from_pylist(rows, _INDEX_SCHEMA), index, compression="zstd")
+            pq.write_table(pa.Table.from_pylist(rows, INDEX_SCHEMA), index, compression="zstd")
             index_data = index.getvalue().to_pybytes()
             record = ShardRecord(
                 path=f"{name}.tar",

@@ -57,6 +57,8 @@ def publish(
     before_commit()
     corpus.write_refused(uri, refused)
     before_commit()
+    corpus.join_indexes(uri, manifest)
+    before_commit()
     write_page(uri, manifest, refused)
     before_commit()
     corpus.commit(uri, manifest)

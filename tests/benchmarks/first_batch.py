@@ -13,7 +13,6 @@ import hashlib
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from infra.config import digest
-from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from infra.corpus import Corpus, ShardRecord, build_manifest, commit, join_indexes
+from infra.shards import INDEX_SCHEMA
 from training.data import FrameSamples
 from training.order import epoch_order
 
@@ -29,42 +29,58 @@ from training.order import epoch_order
 def write_indices(folder: Path, shards: int, shard_samples: int) -> str:
     """All that a run reads before its first batch: a corpus without its tars."""
     uri, random = str(folder / "indices"), np.random.default_rng(0)
-
-    def made() -> Iterator[Sample]:
-        for number in range(shard_samples):
-            sizes = random.integers([8_000, 300, 60_000], [40_000, 2_000, 120_000]).tolist()
-            names = ("frame0.jpg", "mask0.png", "audio.flac")
-            yield Sample(
-                key=f"made-{number:09d}",
-                members={name: bytes(size) for name, size in zip(names, sizes, strict=True)},
-                meta={"scene": f"s{number}", "classes": ["bell"], "frames": 1},
-            )
-
-    first, _ = write_shard(uri, "train", 0, made(), plan="0")
-    table = pq.read_table(f"{uri}/{first.index}")
-    (folder / "indices" / first.path).unlink()
+    (folder / "indices/shards").mkdir(parents=True)
+    names, low, high = zip(
+        ("audio.flac", 60_000, 120_000),
+        ("frame0.jpg", 8_000, 40_000),
+        ("json", 300, 900),
+        ("mask0.png", 300, 2_000),
+        strict=True,
+    )
+    members = shard_samples * len(names)
+    firsts = np.arange(0, members + 1, len(names), dtype=np.int32)
     records = []
     for shard in range(shards):
-        # Keys of one length leave every member where it is in the first shard's tar.
-        for column, kind in ((0, "made-{:09d}"), (1, "s{}")):
-            places = range(shard * shard_samples, (shard + 1) * shard_samples)
-            named = pa.array([kind.format(place) for place in places])
-            table = table.set_column(column, table.column_names[column], named)
+        size_M = random.integers(low, high, (shard_samples, len(names))).ravel()
+        end_M = np.cumsum(512 + (size_M + 511) // 512 * 512)
+        offset_M = end_M - (size_M + 511) // 512 * 512
+        places = range(shard * shard_samples, (shard + 1) * shard_samples)
+        placed = pa.StructArray.from_arrays(
+            [pa.array(names * shard_samples), pa.array(offset_M), pa.array(size_M)],
+            ["name", "offset", "size"],
+        )
+        columns = [
+            [f"made-{place:09d}" for place in places],
+            [f"s{place}" for place in places],
+            [["bell"]] * shard_samples,
+            [1] * shard_samples,
+            random.random(shard_samples),
+            -60 * random.random(shard_samples),
+            pa.ListArray.from_arrays(pa.array(firsts), placed),
+        ]
+        table = pa.table(dict(zip(INDEX_SCHEMA.names, columns, strict=True))).cast(INDEX_SCHEMA)
         buffer = pa.BufferOutputStream()
         pq.write_table(table, buffer, compression="zstd")
         data = buffer.getvalue().to_pybytes()
-        record = replace(
-            first,
+        record = ShardRecord(
             path=f"shards/train-{shard:05d}.tar",
+            split="train",
+            samples=shard_samples,
+            bytes=int(end_M[-1]) + 2 * 512,
             sha256=digest(shard),
             index_bytes=len(data),
             index_sha256=hashlib.sha256(data).hexdigest(),
+            refused=0,
+            plan="made",
+            classes={"bell": shard_samples},
         )
         (folder / "indices" / record.index).write_bytes(data)
         records.append(record)
     manifest = build_manifest(
         kind="made", seed=0, recipe={}, sources={}, licences=[], shards=records, refused=[]
     )
+    with timed("joining the indexes, by the job"):
+        join_indexes(uri, manifest)
     commit(uri, manifest)
     return uri
 
@@ -79,9 +95,10 @@ def timed(what: str) -> Iterator[None]:
 
 def resume(folder: Path, shards: int, shard_samples: int) -> None:
     """What a run does before its first batch, from the manifest to the order of any step."""
-    uri, samples = write_indices(folder, shards, shard_samples), shards * shard_samples
-    epoch_order.cache_clear()
+    samples = shards * shard_samples
     print(f"resume at any step of {samples:,} samples in {shards:,} shards, just written to a disk")
+    uri = write_indices(folder, shards, shard_samples)
+    epoch_order.cache_clear()
     with timed("all of it"):
         with timed("manifest"):
             corpus = Corpus.open(uri)

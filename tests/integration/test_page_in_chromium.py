@@ -169,7 +169,7 @@ def test_the_page_of_a_hundred_thousand_samples_is_shown_whole(
     tmp_path: Path, browser: Chrome, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its rows share the members of four samples, which no real index does.
-    monkeypatch.setattr("infra.corpus.check_index", lambda table, tar_bytes: None)
+    monkeypatch.setattr("infra.split_table.check_index", lambda *_: None)
     corpus = write_large_index(str(tmp_path), rows=100_000, classes=135)
     write_page(corpus.uri, corpus.manifest, REFUSED)
     browser.get_log("browser")

@@ -317,7 +317,8 @@ def write_large_index(uri: str, *, rows: int, classes: int) -> Corpus:
     manifest = build_manifest(
         kind="made", seed=0, recipe={}, sources={}, licences=[], shards=[record], refused=[]
     )
-    manifest["shards"][0]["index_sha256"] = hashlib.sha256(buffer.getvalue()).hexdigest()
+    digest = hashlib.sha256(buffer.getvalue()).hexdigest()
+    manifest["shards"][0].update(index_sha256=digest, samples=rows)
     counts = np.bincount(code_N, minlength=classes).tolist()
     manifest["splits"]["train"].update(samples=rows, classes=dict(zip(names, counts, strict=True)))
     return Corpus(uri, manifest, sha256="")
@@ -328,7 +329,7 @@ def test_the_page_of_a_large_corpus_stays_below_its_bound(
     tmp_path: Path, classes: int, shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # Its rows share the members of four samples, which no real index does.
-    monkeypatch.setattr("infra.corpus.check_index", lambda table, tar_bytes: None)
+    monkeypatch.setattr("infra.split_table.check_index", lambda *_: None)
     corpus = write_large_index(str(tmp_path), rows=100_000, classes=classes)
     text, reader = page(corpus)
     assert len(text.encode()) <= MOST_BYTES

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -335,17 +336,39 @@ def test_a_member_whose_header_is_that_of_something_else_is_refused(
 def test_an_index_that_does_not_fit_its_tar_is_refused(
     corpus: Corpus, change: dict[str, Any]
 ) -> None:
-    table = corpus.table("train").slice(0, 2)
-    tar_bytes = corpus.shards[0].bytes
-    check_index(table, tar_bytes)
-    rows = table.to_pylist()
-    rows[1]["members"][1].update(change)
-    with pytest.raises(ValueError, match="do not fill the tar"):
-        check_index(pa.Table.from_pylist(rows, table.schema), tar_bytes)
-    with pytest.raises(ValueError, match="do not fill the tar"):
-        check_index(table.slice(0, 1), tar_bytes + 20_480)
+    table = corpus.table("train")
+    first_K, bytes_K = places(corpus)
+    check_index(table, first_K, bytes_K)
+    for row in (0, 1, len(table) - 1):
+        rows = table.to_pylist()
+        rows[row]["members"][1].update(change)
+        with pytest.raises(ValueError, match="do not fill the tar"):
+            check_index(pa.Table.from_pylist(rows, table.schema), first_K, bytes_K)
+
+
+def test_an_index_of_other_samples_or_another_tar_is_refused(corpus: Corpus) -> None:
+    table = corpus.table("train")
+    first_K, bytes_K = places(corpus)
+    assert len(bytes_K) > 1
+    for shard in range(len(bytes_K)):
+        longer_K = bytes_K.copy()
+        longer_K[shard] += 20_480
+        with pytest.raises(ValueError, match="do not fill the tar"):
+            check_index(table, first_K, longer_K)
+    for shard in range(1, len(bytes_K)):
+        shifted_K = first_K.copy()
+        shifted_K[shard] -= 1
+        with pytest.raises(ValueError, match="do not fill the tar"):
+            check_index(table, shifted_K, bytes_K)
     with pytest.raises(ValueError, match="no table of members"):
-        check_index(table.drop_columns(["members"]), tar_bytes)
+        check_index(table.drop_columns(["members"]), first_K, bytes_K)
+
+
+def places(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:
+    """The first row of each shard of the training split, and the end; the bytes of their tars."""
+    records = [record for record in corpus.shards if record.split == "train"]
+    first = np.cumsum([0, *(record.samples for record in records)])
+    return first, np.array([record.bytes for record in records])
 
 
 def test_a_long_key_is_checked_in_its_own_block(tmp_path: Path) -> None:
