@@ -22,19 +22,9 @@ from typing import Any, NoReturn, TypeVar, get_args, get_type_hints
 
 import jsonargparse
 
+from infra.errors import USER_ERRORS, space_for
+
 Config = TypeVar("Config")
-
-
-class JobFailed(Exception):
-    """A job ended without its result; the message says why and what to do."""
-
-
-class DiskFull(OSError):
-    """Nothing more can be written; the message says where and what to do."""
-
-
-# What a person can mend. Anything else is a bug and keeps its traceback.
-USER_ERRORS = (ValueError, FileNotFoundError, PermissionError, ConnectionError, DiskFull, JobFailed)
 
 
 def parse(
@@ -130,7 +120,8 @@ def main(
     set_up_logging()
     try:
         config = parse(config_class, argv, recipe=recipe, description=job.__doc__)
-        summary = job(config)
+        with space_for("what this job writes"):
+            summary = job(config)
     except USER_ERRORS as error:
         if os.environ.get("SAVE_TRACEBACK"):
             raise

@@ -176,8 +176,10 @@ def shard_sizes(uri: str) -> dict[str, int]:
 def join_indexes(uri: str, manifest: dict[str, Any]) -> None:
     """Join the indexes of each split's shards into one, which ``manifest`` then names."""
     records = [ShardRecord(**record) for record in manifest["shards"]]
-    for split, counts in manifest["splits"].items():
-        counts.update(write_joined(uri, split, [r for r in records if r.split == split]))
+    manifest["indexes"] = {
+        split: write_joined(uri, split, [r for r in records if r.split == split])
+        for split in manifest["splits"]
+    }
 
 
 def commit(uri: str, manifest: dict[str, Any]) -> None:
@@ -208,6 +210,8 @@ class Corpus:
         for split in manifest["splits"]:
             if not _SPLIT.fullmatch(split):
                 raise ValueError(f"{uri}/{MANIFEST} names a split {split!r}: it is damaged")
+        if not isinstance(manifest.get("indexes", {}), dict):
+            raise TypeError("indexes are told by split")
         self._verify = verify
         self._tables: dict[str, pa.Table] = {}
         self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], list[int]]] = {}
@@ -268,8 +272,8 @@ class Corpus:
             raise ValueError(f"{self.uri} has no split {split!r}, only {', '.join(self.splits)}")
         if split not in self._tables:
             records = [r for r in self.shards if r.split == split]
-            counts = self.manifest["splits"][split]
-            self._tables[split] = read_table(self.uri, split, records, counts)
+            told = self.manifest.get("indexes", {}).get(split)
+            self._tables[split] = read_table(self.uri, split, records, told)
         return self._tables[split]
 
     def index(self, split: str) -> MemberIndex:

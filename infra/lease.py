@@ -32,7 +32,8 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from infra import storage
-from infra.config import USER_ERRORS, canonical_json
+from infra.config import canonical_json
+from infra.errors import USER_ERRORS
 
 logger = logging.getLogger(__name__)
 

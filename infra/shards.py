@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from infra import stopwatch, storage
 from infra.config import canonical_json
-from infra.storage_errors import space_for
+from infra.errors import space_for
 
 _KEY = re.compile(r"[A-Za-z0-9_-]{1,100}")
 _MEMBER = re.compile(r"(frame\d+\.(jpg|png)|(mask|label)\d+\.png|audio\.(flac|wav))")

@@ -33,7 +33,7 @@ def write_joined(uri: str, split: str, records: Sequence[ShardRecord]) -> dict[s
     """Join the indexes of a split's shards.
 
     Returns:
-        ``index_bytes`` and ``index_sha256``, for the manifest to tell of the split.
+        its ``bytes`` and ``sha256``, for the manifest to tell.
 
     Raises:
         FileNotFoundError, ValueError: as for ``read_table``.
@@ -42,22 +42,22 @@ def write_joined(uri: str, split: str, records: Sequence[ShardRecord]) -> dict[s
     pq.write_table(_of_shards(uri, records), buffer, compression="zstd")
     data = buffer.getvalue().to_pybytes()
     storage.write_bytes(_joined_uri(uri, split), data)
-    return {"index_bytes": len(data), "index_sha256": hashlib.sha256(data).hexdigest()}
+    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
 
 
 def read_table(
-    uri: str, split: str, records: Sequence[ShardRecord], counts: dict[str, Any]
+    uri: str, split: str, records: Sequence[ShardRecord], told: dict[str, Any] | None
 ) -> pa.Table:
     """One row per sample in one chunk, the shard's path among its columns.
 
     Args:
-        counts: what the manifest says of the split.
+        told: what the manifest says of the joined index; None where there is none.
 
     Raises:
         FileNotFoundError: the index of a shard is not there.
         ValueError: it does not match its checksum or its tar.
     """
-    table = _joined(uri, split, records, counts)
+    table = None if told is None else _joined(_joined_uri(uri, split), records, told)
     if table is None:
         table = _of_shards(uri, records)
     shard_R = np.repeat(np.arange(len(records)), [record.samples for record in records])
@@ -69,20 +69,14 @@ def _joined_uri(uri: str, split: str) -> str:
     return storage.join(uri, f"index/{split}.parquet")
 
 
-def _joined(
-    uri: str, split: str, records: Sequence[ShardRecord], counts: dict[str, Any]
-) -> pa.Table | None:
-    told = counts.get("index_bytes"), counts.get("index_sha256")
-    if None in told:
-        return None
-    where = _joined_uri(uri, split)
+def _joined(where: str, records: Sequence[ShardRecord], told: dict[str, Any]) -> pa.Table | None:
     try:
-        data = storage.read_bytes(where, limit=counts["index_bytes"])
-        if (len(data), hashlib.sha256(data).hexdigest()) != told:
+        data = storage.read_bytes(where, limit=told["bytes"])
+        if hashlib.sha256(data).hexdigest() != told["sha256"]:
             raise ValueError("it does not match the manifest")
         table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
         _check(table, records)
-    except (FileNotFoundError, ValueError, pa.ArrowException) as error:
+    except (FileNotFoundError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
         logger.warning("%s is left aside (%s): the shards' own indexes are read", where, error)
         return None
     return table

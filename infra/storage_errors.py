@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import errno
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from infra.config import DiskFull
+from infra.errors import space_for
 from infra.retrying import is_transient
 
 FOLDER = "a folder stands where a file is needed"
@@ -30,17 +29,6 @@ def refusable(uri: str | Path, name: str) -> Iterator[None]:
         if str(uri).startswith("s3://"):
             raise
         raise Unreadable(f"unreadable: {name} may not be read by this user") from None
-
-
-@contextmanager
-def space_for(what: str | Path) -> Iterator[None]:
-    """Tell of a full disk in one sentence, as ``DiskFull``."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        raise DiskFull(f"no space left for {what} ({error}): free some or go elsewhere") from None
 
 
 @contextmanager

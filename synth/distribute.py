@@ -16,8 +16,8 @@ import ray.data
 import ray.exceptions
 
 from infra import corpus, retrying, stopwatch, storage
-from infra.config import USER_ERRORS
 from infra.corpus import Refused, Sample, ShardRecord
+from infra.errors import USER_ERRORS
 from infra.shards import shard_name
 
 logger = logging.getLogger(__name__)

@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from infra import corpus, storage
+from infra.config import canonical_json
 from infra.corpus import Corpus, Refused
 from synth.distribute import Written
 from synth.page import write_page
@@ -54,14 +55,15 @@ def publish(
         notes=notes,
     )
     manifest.update(about or {})
-    before_commit()
-    corpus.write_refused(uri, refused)
-    before_commit()
-    corpus.join_indexes(uri, manifest)
-    before_commit()
-    write_page(uri, manifest, refused)
-    before_commit()
-    corpus.commit(uri, manifest)
+    if written.made or not _stands(uri, manifest):
+        before_commit()
+        corpus.write_refused(uri, refused)
+        before_commit()
+        corpus.join_indexes(uri, manifest)
+        before_commit()
+        write_page(uri, manifest, refused)
+        before_commit()
+        corpus.commit(uri, manifest)
     committed = Corpus.open(uri)
     summary = {
         "uri": storage.normalise(uri),
@@ -83,6 +85,21 @@ def publish(
     }
     _log(summary)
     return summary
+
+
+def _stands(uri: str, manifest: Mapping[str, Any]) -> bool:
+    """Whether this very corpus was committed already, with all that comes with it."""
+    try:
+        there = Corpus.open(uri).manifest
+    except (FileNotFoundError, ValueError):
+        return False
+    joined = there.pop("indexes", None)
+    files = ["refused.parquet", "index.html", *(f"index/{split}.parquet" for split in joined or {})]
+    return (
+        joined is not None
+        and canonical_json(there) == canonical_json(manifest)
+        and all(storage.exists(storage.join(uri, name)) for name in files)
+    )
 
 
 def _log(summary: Mapping[str, Any]) -> None:

@@ -11,8 +11,9 @@ from dataclasses import replace
 from typing import Any
 
 from infra import cluster, lease, storage
-from infra.config import JobFailed, canonical_json, digest, to_dict
+from infra.config import canonical_json, digest, to_dict
 from infra.corpus import Corpus
+from infra.errors import JobFailed
 from model.save import SIZES
 from training import checkpoint, checkpoint_store, models
 from training.checkpoint import Progress

@@ -37,7 +37,10 @@ SHARDS = 7
 MORE = Samples(train=12, val=2, test=4, unseen=2)
 MORE_SHARDS = 4
 # Written anew with every commit.
-SUMMARIES = {"corpus.json", "index.html", "refused.parquet"}
+SUMMARIES = {
+    *("corpus.json", "index.html", "refused.parquet"),
+    *(f"index/{split}.parquet" for split in ("train", "val", "test", "unseen")),
+}
 
 
 @pytest.fixture(scope="module")

@@ -17,7 +17,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from infra import cluster, lease, registry, storage
-from infra.config import JobFailed
+from infra.errors import JobFailed
 from infra.tracking import Tracker
 from model import build_save, saved
 from tests.scripted_steps import ShortOfMemory

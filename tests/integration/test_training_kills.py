@@ -17,7 +17,7 @@ import torch
 from safetensors.torch import load_file
 
 from infra import cluster, storage
-from infra.config import JobFailed
+from infra.errors import JobFailed
 from tests.integration.servers import KillSwitch, session_of
 from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import stage as stages

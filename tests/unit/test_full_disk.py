@@ -12,8 +12,8 @@ from typing import Any, NoReturn
 import pytest
 
 from infra import config, disk, storage
-from infra.config import DiskFull
 from infra.corpus import Sample, write_shard
+from infra.errors import DiskFull
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +58,21 @@ def test_another_error_of_the_system_keeps_its_traceback(
     with pytest.raises(OSError, match="Input/output error") as told:
         config.main(run, Job, argv=["--uri", f"{tmp_path}/x"])
     assert not isinstance(told.value, DiskFull)
+
+
+def test_a_full_disk_outside_the_storage_is_one_sentence_too(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def job(job: Job) -> dict[str, Any]:
+        with open("/dev/full", "wb") as file:
+            file.write(b"content")
+        return {}
+
+    with pytest.raises(SystemExit) as ended:
+        config.main(job, Job, argv=["--uri", str(tmp_path)])
+    err = capsys.readouterr().err
+    assert ended.value.code == 1 and err.count("\n") == 1
+    assert err.startswith("error: no space left for what this job writes (")
 
 
 @pytest.mark.parametrize("size", [100, 1_000_000])

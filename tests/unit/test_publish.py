@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from infra import media, retrying
-from infra.corpus import Refused, Sample, write_shard
+from infra.corpus import Corpus, Refused, Sample, write_shard
 from synth.distribute import Written
 from synth.publish import publish
 from tests.made_media import background, tone
@@ -105,3 +105,32 @@ def test_a_job_that_must_not_write_any_more_writes_nothing(tmp_path: Path, lost_
         published(uri, what, before_commit=check)
     there = ["refused.parquet", "index", "index.html"][:lost_after]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["shards", *there])
+
+
+def test_what_stands_is_not_written_again(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    what = written(uri)
+    first = published(uri, what)
+    stand = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*") if path.is_file()}
+    nothing = replace(what, made=0, samples=0, bytes=0, timings={})
+
+    def no_more() -> None:
+        raise AssertionError("nothing is to be written")
+
+    again = published(uri, nothing, before_commit=no_more)
+    assert again["manifest_sha256"] == first["manifest_sha256"]
+    assert stand == {path: path.stat().st_mtime_ns for path in stand}
+    for name in ("index.html", "refused.parquet", "index/train.parquet"):
+        whole = (tmp_path / name).read_bytes()
+        (tmp_path / name).unlink()
+        published(uri, nothing)
+        assert (tmp_path / name).read_bytes() == whole
+
+
+def test_what_was_committed_otherwise_is_committed_anew(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    what = written(uri)
+    published(uri, what)
+    nothing = replace(what, made=0, samples=0, bytes=0, timings={})
+    published(uri, nothing, about={"usage": {"made": {"objects": 1}}})
+    assert Corpus.open(uri).manifest["usage"] == {"made": {"objects": 1}}

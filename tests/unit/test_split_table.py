@@ -7,6 +7,7 @@ import logging
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -46,8 +47,7 @@ def test_a_joined_table_is_that_of_the_shards_in_one_file(
     read = read_of(monkeypatch)
     tables = {split: joined.table(split) for split in joined.splits}
     assert read == [f"{joined.uri}/index/{split}.parquet" for split in ("train", "val")]
-    for counts in joined.manifest["splits"].values():
-        del counts["index_sha256"]
+    del joined.manifest["indexes"]
     apart = Corpus(joined.uri, joined.manifest, sha256="")
     for split, table in tables.items():
         assert table.equals(apart.table(split))
@@ -88,9 +88,10 @@ def test_a_joined_table_that_the_manifest_vouches_for_must_fit_the_shards(
         path = Path(joined.uri) / "index/train.parquet"
         path.write_bytes(buffer.getvalue().to_pybytes())
         manifest = json.loads(json.dumps(joined.manifest))
-        manifest["splits"]["train"].update(
-            index_bytes=path.stat().st_size, index_sha256=sha256(path.read_bytes()).hexdigest()
-        )
+        manifest["indexes"]["train"] = {
+            "bytes": path.stat().st_size,
+            "sha256": sha256(path.read_bytes()).hexdigest(),
+        }
         caplog.clear()
         assert Corpus(joined.uri, manifest, sha256="").table("train").equals(whole)
         assert "is left aside" in caplog.text
@@ -122,3 +123,17 @@ def test_a_manifest_whose_splits_lead_elsewhere_is_damaged(joined: Corpus, split
     commit(joined.uri, manifest)
     with pytest.raises(ValueError, match="names a split"):
         Corpus.open(joined.uri)
+
+
+@pytest.mark.parametrize(
+    "told", [[], "train", {"train": {}}, {"train": []}, {"train": {"bytes": "x"}}]
+)
+def test_what_a_manifest_says_of_joined_indexes_may_be_anything(joined: Corpus, told: Any) -> None:
+    manifest = json.loads(storage.read_bytes(f"{joined.uri}/corpus.json"))
+    manifest["indexes"] = told
+    commit(joined.uri, manifest)
+    if isinstance(told, dict):
+        assert Corpus.open(joined.uri).table("train").equals(joined.table("train"))
+    else:
+        with pytest.raises(ValueError, match=r"corpus\.json is damaged"):
+            Corpus.open(joined.uri)
