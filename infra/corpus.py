@@ -19,42 +19,25 @@ sorted members. The offsets make a tar a random-access store as well as a stream
 from __future__ import annotations
 
 import bisect
-import hashlib
 import itertools
 import json
 import re
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
-from dataclasses import asdict
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from infra import storage
-from infra.config import canonical_json
 from infra.config import digest as digest_of
 from infra.local_shards import LocalShards
 from infra.member_index import Member, MemberIndex, read_members, view_members
 from infra.shard_cache import DAMAGED, ShardCache
-from infra.shards import Refused, Sample, ShardRecord, read_markers, shard_name, write_shard
-from infra.split_table import read_table, write_joined
+from infra.shards import Refused, Sample, ShardRecord, write_shard
+from infra.split_table import joined_name, read_table
 
-__all__ = [
-    "Corpus",
-    "Refused",
-    "Sample",
-    "ShardRecord",
-    "build_manifest",
-    "check_free",
-    "commit",
-    "join_indexes",
-    "shard_sizes",
-    "standing_shards",
-    "write_refused",
-    "write_shard",
-]
+__all__ = ["MANIFEST", "Corpus", "Refused", "Sample", "ShardRecord", "write_shard"]
 
 FORMAT_VERSION = 2
 MANIFEST = "corpus.json"
@@ -63,128 +46,8 @@ _SHARD_PATH = re.compile(r"shards/[A-Za-z0-9_-]+\.tar")
 _SPLIT = re.compile(r"[A-Za-z0-9_-]+")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _MANIFEST_LIMIT = 1 << 28
-
-
-def build_manifest(
-    *,
-    kind: str,
-    seed: int,
-    recipe: dict[str, Any],
-    sources: dict[str, str],
-    licences: Sequence[str],
-    shards: Sequence[ShardRecord],
-    refused: Sequence[Refused],
-    notes: Sequence[str] = (),
-) -> dict[str, Any]:
-    """The content of ``corpus.json``.
-
-    Args:
-        kind: what the corpus is, for instance ``synthetic`` or ``avsbench_s4``.
-        recipe: the resolved recipe, without anything that leaves the bytes as they are.
-        sources: fingerprint of each source that the samples were made from.
-        notes: sentences that whoever uses the corpus should read.
-    """
-    ordered = sorted(shards, key=lambda record: record.path)
-    splits: dict[str, dict[str, Any]] = {}
-    for record in ordered:
-        split = splits.setdefault(record.split, {"samples": 0, "bytes": 0, "classes": {}})
-        split["samples"] += record.samples
-        split["bytes"] += record.bytes
-        for name, count in record.classes.items():
-            split["classes"][name] = split["classes"].get(name, 0) + count
-    return {
-        "format_version": FORMAT_VERSION,
-        "kind": kind,
-        "seed": seed,
-        "recipe": recipe,
-        "recipe_sha256": digest_of(recipe),
-        "sources": sources,
-        "licences": sorted(set(licences)),
-        "notes": list(notes),
-        "refused": len(refused),
-        "splits": splits,
-        "shards": [asdict(record) for record in ordered],
-    }
-
-
-def write_refused(uri: str, refused: Sequence[Refused]) -> None:
-    """Write ``refused.parquet``, sorted by id."""
-    rows = [asdict(r) for r in sorted(refused, key=lambda r: (r.id, r.reason))]
-    schema = pa.schema([(name, pa.string()) for name in ("id", "source", "reason")])
-    buffer = pa.BufferOutputStream()
-    pq.write_table(pa.Table.from_pylist(rows, schema), buffer, compression="zstd")
-    storage.write_bytes(storage.join(uri, "refused.parquet"), buffer.getvalue().to_pybytes())
-
-
-def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str, str]) -> None:
-    """Refuse to write over another corpus.
-
-    Raises:
-        ValueError: a corpus of another recipe, seed or other sources stands at ``uri``.
-    """
-    try:
-        standing = Corpus.open(uri).manifest
-    except FileNotFoundError:
-        return
-    for name, ours in (("recipe", recipe), ("seed", seed), ("sources", sources)):
-        if standing[name] != ours:
-            raise ValueError(
-                f"another corpus stands at {uri} (its {name} differs): "
-                "choose another URI, or remove that one first"
-            )
-
-
-def standing_shards(
-    uri: str, plans: Mapping[tuple[str, int], str], sizes: Mapping[str, int] | None = None
-) -> dict[tuple[str, int], tuple[ShardRecord, list[Refused]]]:
-    """What ``write_shard`` gave for each shard that stands whole and was made from the same plan.
-
-    One listing tells which files are there and how large. What they should be comes from the
-    manifest of a committed corpus, and otherwise from the markers, which are read many at once.
-
-    Args:
-        plans: the plan of each shard that is wanted, by split and number.
-        sizes: ``shard_sizes(uri)``, where that is known already.
-    """
-    sizes = shard_sizes(uri) if sizes is None else sizes
-    names = {shard_name(*shard): shard for shard in plans}
-    records: dict[str, tuple[ShardRecord, list[Refused]]] = {}
-    with suppress(FileNotFoundError):
-        for record in Corpus.open(uri).shards:
-            name = record.path.removesuffix(".tar")
-            # What was refused stands in the marker alone.
-            if name in names and record.plan == plans[names[name]] and not record.refused:
-                records[name] = record, []
-    unknown = [name for name in names if name not in records and f"{name}.json" in sizes]
-    for name, record, refused in read_markers(uri, unknown):
-        records[name] = record, refused
-    return {
-        shard: records[name]
-        for name, shard in names.items()
-        if name in records
-        and records[name][0].plan == plans[shard]
-        and records[name][0].is_whole(sizes)
-    }
-
-
-def shard_sizes(uri: str) -> dict[str, int]:
-    """Bytes of every file of the shards, by its path in the corpus."""
-    sizes = storage.list_sizes(storage.join(uri, "shards"))
-    return {f"shards/{name}": size for name, size in sizes.items()}
-
-
-def join_indexes(uri: str, manifest: dict[str, Any]) -> None:
-    """Join the indexes of each split's shards into one, which ``manifest`` then names."""
-    records = [ShardRecord(**record) for record in manifest["shards"]]
-    manifest["indexes"] = {
-        split: write_joined(uri, split, [r for r in records if r.split == split])
-        for split in manifest["splits"]
-    }
-
-
-def commit(uri: str, manifest: dict[str, Any]) -> None:
-    """Write ``corpus.json``, after which the corpus stands."""
-    storage.write_bytes(storage.join(uri, MANIFEST), canonical_json(manifest))
+# Of samples and bytes of a shard.
+_MOST = 1 << 48
 
 
 class Corpus:
@@ -205,13 +68,14 @@ class Corpus:
         self.shards = [ShardRecord(**record) for record in manifest["shards"]]
         for record in self.shards:
             # A manifest comes from outside and names files that will be read and cached.
-            if not _SHARD_PATH.fullmatch(record.path) or not _SHA256.fullmatch(record.sha256):
+            if not _is_sound(record):
                 raise ValueError(f"{uri}/{MANIFEST} names a shard {record.path!r}: it is damaged")
         for split in manifest["splits"]:
             if not _SPLIT.fullmatch(split):
                 raise ValueError(f"{uri}/{MANIFEST} names a split {split!r}: it is damaged")
-        if not isinstance(manifest.get("indexes", {}), dict):
-            raise TypeError("indexes are told by split")
+        self._files: dict[str, Any] = manifest.get("files", {})
+        if not isinstance(self._files, dict):
+            raise ValueError(f"{uri}/{MANIFEST} is damaged: write the corpus again")
         self._verify = verify
         self._tables: dict[str, pa.Table] = {}
         self._indices: dict[str, tuple[MemberIndex, list[ShardRecord], list[int]]] = {}
@@ -245,7 +109,9 @@ class Corpus:
                     f"{uri} has corpus format {version}, this reads {FORMAT_VERSION}: "
                     "write the corpus again"
                 )
-            return cls(uri, manifest, hashlib.sha256(data).hexdigest(), verify=verify)
+            # What a corpus is does not change with what is made of it.
+            itself = {name: value for name, value in manifest.items() if name != "files"}
+            return cls(uri, manifest, digest_of(itself), verify=verify)
         except (KeyError, TypeError, UnicodeDecodeError, json.JSONDecodeError):
             raise ValueError(
                 f"{uri}/{MANIFEST} is damaged: remove it and write the corpus again"
@@ -272,7 +138,7 @@ class Corpus:
             raise ValueError(f"{self.uri} has no split {split!r}, only {', '.join(self.splits)}")
         if split not in self._tables:
             records = [r for r in self.shards if r.split == split]
-            told = self.manifest.get("indexes", {}).get(split)
+            told = self._files.get(joined_name(split))
             self._tables[split] = read_table(self.uri, split, records, told)
         return self._tables[split]
 
@@ -369,6 +235,16 @@ class Corpus:
         if self._cache is None:
             self._cache = ShardCache()
         return self._cache
+
+
+def _is_sound(record: ShardRecord) -> bool:
+    """Whether a shard lies where it may, and is of a size that can be."""
+    counts = (record.samples, record.bytes, record.index_bytes)
+    return (
+        _SHARD_PATH.fullmatch(record.path) is not None
+        and _SHA256.fullmatch(record.sha256) is not None
+        and all(isinstance(count, int) and 0 <= count < _MOST for count in counts)
+    )
 
 
 @contextmanager

@@ -24,8 +24,6 @@ def space_for(what: str | Path) -> Iterator[None]:
     """Tell of a full disk in one sentence, as ``DiskFull``."""
     try:
         yield
-    except DiskFull:
-        raise
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise

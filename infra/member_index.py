@@ -101,6 +101,8 @@ def check_index(table: pa.Table, first_K: np.ndarray, tar_bytes_K: np.ndarray) -
     try:
         index = MemberIndex(table)
         keys = _one_chunk(table["key"])
+        told = all(not table[name].null_count for name in ("key", "classes", "frames", "members"))
+        told &= bool((np.diff(index.first_R) > 0).all())
         plain = pc.all(pc.match_substring_regex(keys, _KEYS)).as_py() is not False
         plain &= all(_NAME.fullmatch(name) for name in index.names)
         key_M = np.repeat(pc.binary_length(keys).to_numpy(), np.diff(index.first_R))
@@ -120,7 +122,7 @@ def check_index(table: pa.Table, first_K: np.ndarray, tar_bytes_K: np.ndarray) -
         ended = bool(((rest_K >= 2 * _BLOCK) & (rest_K < 2 * _BLOCK + tarfile.RECORDSIZE)).all())
     except (KeyError, AttributeError, TypeError, ValueError, pa.ArrowException):
         raise ValueError("it is no table of members") from None
-    if not (plain and sized and gapless and ended):
+    if not (told and plain and sized and gapless and ended):
         raise ValueError("its members do not fill the tar in the order in which it lists them")
 
 

@@ -29,20 +29,17 @@ from infra.shards import INDEX_SCHEMA, ShardRecord
 logger = logging.getLogger(__name__)
 
 
-def write_joined(uri: str, split: str, records: Sequence[ShardRecord]) -> dict[str, Any]:
-    """Join the indexes of a split's shards.
+def joined_name(split: str) -> str:
+    """Where the joined index of a split lies in its corpus."""
+    return f"index/{split}.parquet"
 
-    Returns:
-        its ``bytes`` and ``sha256``, for the manifest to tell.
 
-    Raises:
-        FileNotFoundError, ValueError: as for ``read_table``.
-    """
+def joined_bytes(table: pa.Table) -> bytes:
+    """The joined index of a split, from its table."""
     buffer = pa.BufferOutputStream()
-    pq.write_table(_of_shards(uri, records), buffer, compression="zstd")
-    data = buffer.getvalue().to_pybytes()
-    storage.write_bytes(_joined_uri(uri, split), data)
-    return {"bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    pq.write_table(table.select(INDEX_SCHEMA.names), buffer, compression="zstd")
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
 
 
 def read_table(
@@ -57,7 +54,8 @@ def read_table(
         FileNotFoundError: the index of a shard is not there.
         ValueError: it does not match its checksum or its tar.
     """
-    table = None if told is None else _joined(_joined_uri(uri, split), records, told)
+    where = storage.join(uri, joined_name(split))
+    table = None if told is None else _joined(where, records, told)
     if table is None:
         table = _of_shards(uri, records)
     shard_R = np.repeat(np.arange(len(records)), [record.samples for record in records])
@@ -65,19 +63,20 @@ def read_table(
     return table.append_column("shard", paths.take(pa.array(shard_R)))
 
 
-def _joined_uri(uri: str, split: str) -> str:
-    return storage.join(uri, f"index/{split}.parquet")
-
-
 def _joined(where: str, records: Sequence[ShardRecord], told: dict[str, Any]) -> pa.Table | None:
     try:
-        data = storage.read_bytes(where, limit=told["bytes"])
+        data = storage.read_bytes(where, limit=min(told["bytes"], storage.DEFAULT_READ_LIMIT))
         if hashlib.sha256(data).hexdigest() != told["sha256"]:
             raise ValueError("it does not match the manifest")
-        table = pq.ParquetFile(pa.BufferReader(data)).read().combine_chunks()
+        table = _parsed(data, sum(record.samples for record in records))
         _check(table, records)
-    except (FileNotFoundError, KeyError, TypeError, ValueError, pa.ArrowException) as error:
-        logger.warning("%s is left aside (%s): the shards' own indexes are read", where, error)
+    except (FileNotFoundError, PermissionError, KeyError, TypeError, ValueError) as error:
+        logger.warning(
+            "%s is left aside (%s): the shards' own indexes are read; the job that made the corpus "
+            "mends it when it is run again",
+            where,
+            error,
+        )
         return None
     return table
 
@@ -94,7 +93,7 @@ def _of_shards(uri: str, records: Sequence[ShardRecord]) -> pa.Table:
     except ValueError:
         for record, where, own in zip(records, uris, tables, strict=True):
             try:
-                _check(own.combine_chunks(), [record])
+                _check(own, [record])
             except ValueError as error:
                 raise ValueError(f"{where} does not fit its tar: {error}; write it again") from None
         raise
@@ -107,18 +106,23 @@ def _of_shard(record: ShardRecord, where: str, data: bytes | None) -> pa.Table:
     if hashlib.sha256(data).hexdigest() != record.index_sha256:
         raise ValueError(f"{where} {DAMAGED}")
     try:
-        # Not ``pq.read_table``, whose threads and datasets serve larger files.
-        table = pq.ParquetFile(pa.BufferReader(data)).read(use_threads=False)
-        return table.select(INDEX_SCHEMA.names).cast(INDEX_SCHEMA)
-    except (KeyError, ValueError, pa.ArrowException) as error:
+        return _parsed(data, record.samples)
+    except ValueError as error:
         raise ValueError(f"{where} is no table of members ({error}): write it again") from None
 
 
+def _parsed(data: bytes, samples: int) -> pa.Table:
+    try:
+        file = pq.ParquetFile(pa.BufferReader(data))
+        if file.metadata.num_rows != samples or file.schema_arrow != INDEX_SCHEMA:
+            raise ValueError(f"it has other columns, or not {samples} samples")
+        # Threads and datasets serve larger files than a shard's.
+        return file.read(use_threads=False).combine_chunks()
+    except (OSError, pa.ArrowException) as error:
+        raise ValueError(" ".join(str(error).split())) from None
+
+
 def _check(table: pa.Table, records: Sequence[ShardRecord]) -> None:
-    if table.schema != INDEX_SCHEMA:
-        raise ValueError("it is no table of members")
     samples = [record.samples for record in records]
-    if len(table) != sum(samples):
-        raise ValueError(f"it has {len(table)} samples and not {sum(samples)}")
     first_K = np.fromiter(itertools.accumulate(samples, initial=0), np.int64)
     check_index(table, first_K, np.array([record.bytes for record in records], np.int64))

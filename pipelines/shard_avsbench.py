@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Any, Literal
 
-from infra import cluster, config, corpus, lease, storage
+from infra import cluster, config, lease, storage
+from infra.commit import check_free
 from infra.console import say, table
 from infra.corpus import Refused, Sample
 from pipelines.catalog import check_parallelism
@@ -83,7 +84,7 @@ def _shard(job: ShardAvsbenchConfig, uri: str, held: lease.Held) -> dict[str, An
         "frame_size": job.frame_size,
     }
     sources = {layout.kind: layout.fingerprint}
-    corpus.check_free(uri, recipe=recipe, seed=0, sources=sources)
+    check_free(uri, recipe=recipe, seed=0, sources=sources)
     logger.info("%s: %d clips, %d refused", layout.kind, len(rows), len(refused))
     if layout.left_out[avsbench.PICKLED]:
         logger.info(avsbench.pickles_note(layout.left_out[avsbench.PICKLED]))

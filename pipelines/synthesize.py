@@ -14,8 +14,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from infra import cluster, config, corpus, lease, storage
-from infra.corpus import Corpus, Refused, Sample, ShardRecord
+from infra import cluster, config, lease, storage
+from infra.commit import check_free, shard_sizes, standing_shards
+from infra.corpus import MANIFEST, Corpus, Refused, Sample, ShardRecord
 from pipelines.catalog import MediaConfig, check_parallelism, find_media, look_at_media
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, Shared, workers, write_shards
@@ -103,7 +104,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         held.check()
         if grown:
             # Its shards are about to be replaced: better none than one of two halves.
-            storage.remove(storage.join(job.uri, corpus.MANIFEST))
+            storage.remove(storage.join(job.uri, MANIFEST))
         catalog.write(beside)
     if job.extend and job.retry_refused:
         # Where shards are made anew, what --extend learns from goes first.
@@ -200,7 +201,7 @@ def _tell_of_strays(uri: str, records: Sequence[ShardRecord]) -> None:
     it elsewhere: that is for its owner to give up.
     """
     ours = {name for record in records for name in (record.path, record.index, record.marker)}
-    strays = {n: size for n, size in corpus.shard_sizes(uri).items() if n not in ours}
+    strays = {n: size for n, size in shard_sizes(uri).items() if n not in ours}
     if strays:
         logger.warning(
             "%s holds %d files (%.1f MB) of shards that are not of this corpus, the first is %s: "
@@ -293,7 +294,7 @@ def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> boo
             before = {"catalog": earlier.fingerprint}
             if earlier.offered == catalog.offered and before != sources:
                 sources, grown = before, True
-    corpus.check_free(job.uri, recipe=config.to_dict(recipe), seed=job.seed, sources=sources)
+    check_free(job.uri, recipe=config.to_dict(recipe), seed=job.seed, sources=sources)
     return grown
 
 
@@ -310,7 +311,7 @@ def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
     pools = split_assets(chosen.catalog, recipe)
     _check_place(job, recipe, catalog)
     tasks = _tasks(catalog, recipe, job.seed)
-    standing = corpus.standing_shards(job.uri, {(t.split, t.number): t.plan for t in tasks})
+    standing = standing_shards(job.uri, {(t.split, t.number): t.plan for t in tasks})
     if job.retry_refused:
         standing = {shard: stands for shard, stands in standing.items() if not stands[1]}
     missing = [t for t in tasks if (t.split, t.number) not in standing]

@@ -15,8 +15,9 @@ from typing import Any, ClassVar, Generic, TypeVar
 import ray.data
 import ray.exceptions
 
-from infra import corpus, retrying, stopwatch, storage
-from infra.corpus import Refused, Sample, ShardRecord
+from infra import retrying, stopwatch, storage
+from infra.commit import shard_sizes, standing_shards
+from infra.corpus import MANIFEST, Refused, Sample, ShardRecord, write_shard
 from infra.errors import USER_ERRORS
 from infra.shards import shard_name
 
@@ -173,13 +174,13 @@ def write_shards(
             samples were refused.
     """
     start, retries = time.monotonic(), storage.retries()
-    there = corpus.shard_sizes(uri)
-    found = corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks}, there)
+    there = shard_sizes(uri)
+    found = standing_shards(uri, {(t.split, t.number): t.plan for t in tasks}, there)
     if retry_refused and any(refused for _, refused in found.values()):
         found = {shard: standing for shard, standing in found.items() if not standing[1]}
         # A manifest must not vouch for shards that are others by now.
         check()
-        storage.remove(storage.join(uri, corpus.MANIFEST))
+        storage.remove(storage.join(uri, MANIFEST))
     missing = [task for task in tasks if (task.split, task.number) not in found]
     rows = [
         {"task": asdict(t), "anew": f"{shard_name(t.split, t.number)}.json" in there}
@@ -193,7 +194,7 @@ def write_shards(
     def write_one(row: dict[str, Any]) -> dict[str, Any]:
         task = ShardTask(**row["task"])
         stopwatch.take()  # what a task that failed has left
-        record, refused = corpus.write_shard(
+        record, refused = write_shard(
             uri, task.split, task.number, make(task), plan=task.plan, anew=row["anew"]
         )
         return {
@@ -215,7 +216,7 @@ def write_shards(
             _check_refused([r for _, some in found.values() for r in some] if refused else [], most)
             made.append(record)
             timings.update(row["timings"])
-        sizes = corpus.shard_sizes(uri)
+        sizes = shard_sizes(uri)
         for record in made:
             if not record.is_whole(sizes):
                 raise ValueError(

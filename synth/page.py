@@ -19,13 +19,13 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from infra import storage
 from infra.corpus import Corpus, Refused
 from synth import charts
 from synth.charts import text
 from synth.gallery import UNMASKED, Gallery, count_off_screen, draw_gallery, unmasked_rows
 from synth.recipe import TEST, TRAIN, VAL
 
+PAGE = "index.html"
 MOST_BYTES = 8_000_000
 # What the tables below can take at most, with every text and list at its bound.
 _TABLE_BYTES = 1_600_000
@@ -49,15 +49,15 @@ _LOUDNESS = charts.Bins(
 )
 
 
-def write_page(uri: str, manifest: dict[str, Any], refused: Sequence[Refused]) -> None:
-    """Write ``index.html`` for the corpus whose shards stand at ``uri``.
+def draw_page(corpus: Corpus, refused: Sequence[Refused]) -> bytes:
+    """The page of a corpus whose shards stand.
 
-    Of the manifest four entries may be absent: ``usage`` (objects, sounds and backgrounds by
+    Of its manifest four entries may be absent: ``usage`` (objects, sounds and backgrounds by
     source), ``held_out`` (clips that the contamination guard dropped, as ``Selected`` has them),
     ``unknown_labels`` (labels outside the taxonomy by source, with their counts) and ``left_out``
     (records that gave nothing to look at, by source and reason).
     """
-    corpus = Corpus(storage.normalise(uri), manifest, sha256="")
+    manifest = corpus.manifest
     splits = sorted(
         corpus.splits,
         key=lambda s: (_FIRST_SPLITS.index(s) if s in _FIRST_SPLITS else len(_FIRST_SPLITS), s),
@@ -87,7 +87,7 @@ def write_page(uri: str, manifest: dict[str, Any], refused: Sequence[Refused]) -
             for name, body in sections
         ),
     )
-    storage.write_bytes(storage.join(uri, "index.html"), page.encode())
+    return page.encode()
 
 
 def _anchor(name: str) -> str:

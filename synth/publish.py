@@ -1,4 +1,4 @@
-"""The last steps of every job that makes a corpus: what was refused, the page, the commit."""
+"""The last steps of every job that makes a corpus: refusals, page and indexes, and the commit."""
 
 from __future__ import annotations
 
@@ -7,11 +7,12 @@ from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from infra import corpus, storage
-from infra.config import canonical_json
+from infra import storage
+from infra.commit import build_manifest, commit, is_committed, join_indexes, refused_table
 from infra.corpus import Corpus, Refused
+from infra.split_table import joined_name
 from synth.distribute import Written
-from synth.page import write_page
+from synth.page import PAGE, draw_page
 
 logger = logging.getLogger(__name__)
 
@@ -33,18 +34,20 @@ def publish(
 ) -> dict[str, Any]:
     """Commit the shards at ``uri`` as a corpus and return the job's summary, logged as well.
 
+    Where just this corpus stands already, with all that comes with it, nothing is written.
+
     Args:
         refused: what was refused before any shard was written.
-        kind, seed, recipe, sources, licences, notes: as ``corpus.build_manifest`` takes them.
+        kind, seed, recipe, sources, licences, notes: as ``build_manifest`` takes them.
         about: more that the manifest says of the corpus.
-        before_commit: called before the manifest is written and before the files that come with
-            it are; raises when they must not be.
+        before_commit: called before the manifest and each file that comes with it is written;
+            raises when it must not be.
         earlier_retries: requests that had to be sent again beside those of writing the shards.
     """
     retries = storage.retries()
     # One file that many samples would have used is refused once.
     refused = sorted({*refused, *written.refused}, key=lambda row: (row.id, row.source, row.reason))
-    manifest = corpus.build_manifest(
+    manifest = build_manifest(
         kind=kind,
         seed=seed,
         recipe=recipe,
@@ -55,15 +58,15 @@ def publish(
         notes=notes,
     )
     manifest.update(about or {})
-    if written.made or not _stands(uri, manifest):
-        before_commit()
-        corpus.write_refused(uri, refused)
-        before_commit()
-        corpus.join_indexes(uri, manifest)
-        before_commit()
-        write_page(uri, manifest, refused)
-        before_commit()
-        corpus.commit(uri, manifest)
+    made = Corpus(storage.normalise(uri), manifest, sha256="")
+    names = {"refused.parquet", PAGE, *map(joined_name, made.splits)}
+    if written.made or not is_committed(uri, manifest, names):
+        files = {
+            "refused.parquet": refused_table(refused),
+            PAGE: draw_page(made, refused),
+            **join_indexes(made),
+        }
+        commit(uri, manifest, files, check=before_commit)
     committed = Corpus.open(uri)
     summary = {
         "uri": storage.normalise(uri),
@@ -85,21 +88,6 @@ def publish(
     }
     _log(summary)
     return summary
-
-
-def _stands(uri: str, manifest: Mapping[str, Any]) -> bool:
-    """Whether this very corpus was committed already, with all that comes with it."""
-    try:
-        there = Corpus.open(uri).manifest
-    except (FileNotFoundError, ValueError):
-        return False
-    joined = there.pop("indexes", None)
-    files = ["refused.parquet", "index.html", *(f"index/{split}.parquet" for split in joined or {})]
-    return (
-        joined is not None
-        and canonical_json(there) == canonical_json(manifest)
-        and all(storage.exists(storage.join(uri, name)) for name in files)
-    )
 
 
 def _log(summary: Mapping[str, Any]) -> None:

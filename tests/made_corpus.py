@@ -14,7 +14,8 @@ from collections.abc import Iterator, Mapping
 import numpy as np
 
 from infra import media
-from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from infra.commit import build_manifest, commit
+from infra.corpus import Corpus, Sample, write_shard
 from infra.masks import encode_mask_rle
 
 SAMPLES = {"train": 24, "val": 8, "test": 8}

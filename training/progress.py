@@ -10,7 +10,7 @@ import logging
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -163,6 +163,46 @@ def follow(
             ended.set()
             thread.join()
             ray.kill(actor)
+
+
+@contextmanager
+def tell_of_room(stage: str, workers: int, each: Mapping[str, float]) -> Iterator[None]:
+    """Say so when the cluster is too small for the workers: Ray waits for more without a word.
+
+    Args:
+        workers: the fewest that a stage trains with.
+        each: what each of them needs, by Ray's names.
+    """
+    ended = threading.Event()
+    needed = {name: workers * count for name, count in each.items()}
+
+    def look() -> None:
+        is_short = False
+        while not ended.wait(_SECONDS_BETWEEN_LOOKS):
+            has = ray.cluster_resources()
+            was_short = is_short
+            is_short = any(has.get(name, 0) < count for name, count in needed.items())
+            if is_short and not was_short:
+                logger.warning(
+                    "%s: waits for room: %d workers need %s, and the cluster has %s; add nodes, or "
+                    "stop and ask for fewer with --workers.count or --workers.min_count",
+                    stage,
+                    workers,
+                    _resources(needed),
+                    _resources({name: has.get(name, 0) for name in needed}),
+                )
+
+    thread = threading.Thread(target=look, name="room", daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        ended.set()
+        thread.join()
+
+
+def _resources(counts: Mapping[str, float]) -> str:
+    return " and ".join(f"{count:g} {name}" for name, count in counts.items())
 
 
 class _Lines:

@@ -189,19 +189,23 @@ def _fit(
         logging_config=LoggingConfig(log_level="WARNING"),
     )
     fewest = workers.count if workers.min_count is None else workers.min_count
+    each = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     scaling = ScalingConfig(
         num_workers=workers.count if fewest == workers.count else (fewest, workers.count),
         use_gpu=workers.use_gpu,
-        resources_per_worker={"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})},
+        resources_per_worker=each,
     )
     store = CheckpointStore(storage.join(folder, CHECKPOINTS), keep=config.keep)
     # Should the tracking server have missed some of an earlier attempt; it knows what it has.
     for point in _newest(store).history:
         report.point(point)
     logger.info("%s: starting %d workers", config.stage, workers.count)
-    with progress.follow(
-        config.stage, on_point=on_point, on_file=report.file, must_stop=held.lost
-    ) as board:
+    with (
+        progress.follow(
+            config.stage, on_point=on_point, on_file=report.file, must_stop=held.lost
+        ) as board,
+        progress.tell_of_room(config.stage, fewest, each),
+    ):
         settings = {
             "config": config,
             "digest": learned,

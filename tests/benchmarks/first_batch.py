@@ -4,7 +4,8 @@
 
     python -m tests.benchmarks.loader
 
-That one calls it. The index files are real, and there are no tars: none is read before that batch.
+That one calls it. The index files are as a job writes them, and there are no tars: none is read
+before that batch.
 """
 
 from __future__ import annotations
@@ -19,8 +20,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from infra.commit import build_manifest, commit, join_indexes
 from infra.config import digest
-from infra.corpus import Corpus, ShardRecord, build_manifest, commit, join_indexes
+from infra.corpus import Corpus, ShardRecord
 from infra.shards import INDEX_SCHEMA
 from training.data import FrameSamples
 from training.order import epoch_order
@@ -80,8 +82,7 @@ def write_indices(folder: Path, shards: int, shard_samples: int) -> str:
         kind="made", seed=0, recipe={}, sources={}, licences=[], shards=records, refused=[]
     )
     with timed("joining the indexes, by the job"):
-        join_indexes(uri, manifest)
-    commit(uri, manifest)
+        commit(uri, manifest, join_indexes(Corpus(uri, manifest, sha256="")))
     return uri
 
 

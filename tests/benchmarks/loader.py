@@ -36,7 +36,8 @@ import webdataset
 from PIL import Image
 
 from infra import media
-from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from infra.commit import build_manifest, commit
+from infra.corpus import Corpus, Sample, write_shard
 from tests.benchmarks.first_batch import resume
 from training.augmentation import normalise
 from training.data import FrameSamples

@@ -22,7 +22,8 @@ from typing import Any
 import boto3
 
 from infra import storage
-from infra.corpus import Sample, ShardRecord, build_manifest, commit, standing_shards, write_shard
+from infra.commit import build_manifest, commit, standing_shards
+from infra.corpus import Sample, ShardRecord, write_shard
 from tests.integration.servers import running_seaweedfs
 
 WRITERS = 16

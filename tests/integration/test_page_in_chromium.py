@@ -16,7 +16,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 
 from infra.corpus import Corpus, Refused
-from synth.page import write_page
+from synth.page import draw_page
 from tests.made_corpus import write_made_corpus
 from tests.unit.test_page import write_large_index
 
@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Corpus:
     corpus = write_made_corpus(
         str(tmp_path_factory.mktemp("corpus")), samples={"train": 24, "val": 8}, frames=2
     )
-    write_page(corpus.uri, corpus.manifest, REFUSED)
+    (Path(corpus.uri) / "index.html").write_bytes(draw_page(corpus, REFUSED))
     return corpus
 
 
@@ -171,7 +171,7 @@ def test_the_page_of_a_hundred_thousand_samples_is_shown_whole(
     # Its rows share the members of four samples, which no real index does.
     monkeypatch.setattr("infra.split_table.check_index", lambda *_: None)
     corpus = write_large_index(str(tmp_path), rows=100_000, classes=135)
-    write_page(corpus.uri, corpus.manifest, REFUSED)
+    (Path(corpus.uri) / "index.html").write_bytes(draw_page(corpus, REFUSED))
     browser.get_log("browser")
     browser.get((tmp_path / "index.html").as_uri())
     assert browser.find_element(By.CSS_SELECTOR, "dl dd").text == "100,000"

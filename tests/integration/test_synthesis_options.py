@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 
+from infra.commit import standing_shards
 from infra.corpus import Corpus
 from infra.media import encode_png, encode_wav
 from pipelines import catalog as catalog_job
@@ -93,7 +94,7 @@ def write_some(monkeypatch: pytest.MonkeyPatch, count: int) -> None:
     whole = synthesize.write_shards
 
     def some(uri: str, tasks: list[Any], make: Any, **more: Any) -> Any:
-        stand = synthesize.corpus.standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
+        stand = standing_shards(uri, {(t.split, t.number): t.plan for t in tasks})
         missing = [task for task in tasks if (task.split, task.number) not in stand]
         monkeypatch.setattr(synthesize, "write_shards", whole)
         whole(uri, missing[:count], make, **more)

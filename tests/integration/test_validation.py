@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from infra import media
-from infra.corpus import Corpus, build_manifest, commit, write_shard
+from infra.commit import build_manifest, commit
+from infra.corpus import Corpus, write_shard
 from model import build_save
 from tests import worlds
 from tests.made_corpus import write_made_corpus

@@ -12,7 +12,8 @@ import pytest
 import ray.cloudpickle
 
 from infra import retrying, stopwatch, storage
-from infra.corpus import Refused, Sample, standing_shards
+from infra.commit import standing_shards
+from infra.corpus import Refused, Sample
 from synth.distribute import ShardTask, map_rows, write_shards
 
 pytestmark = [pytest.mark.integration, pytest.mark.usefixtures("ray_local")]

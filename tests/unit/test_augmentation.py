@@ -177,7 +177,9 @@ def test_a_share_or_spread_out_of_bounds_is_refused(option: str, value: float) -
         Augmentation(**{option: value})  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("gain", [(2.0, 1.0), (0.0, 1.0), (math.nan, 1.0), (1.0, math.nan)])
+@pytest.mark.parametrize(
+    "gain", [(2.0, 1.0), (0.0, 1.0), (math.nan, 1.0), (1.0, math.nan), (1.0, math.inf)]
+)
 def test_a_gain_out_of_bounds_is_refused(gain: tuple[float, float]) -> None:
     with pytest.raises(ValueError, match=r"augmentation\.gain must be two rising positives"):
         Augmentation(gain=gain)

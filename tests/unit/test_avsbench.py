@@ -11,7 +11,8 @@ import pytest
 from PIL import Image
 
 from infra import media
-from infra.corpus import Corpus, Refused, Sample, build_manifest, commit, write_shard
+from infra.commit import build_manifest, commit
+from infra.corpus import Corpus, Refused, Sample, write_shard
 from synth import avsbench
 
 SECONDS = 5

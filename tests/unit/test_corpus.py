@@ -14,17 +14,8 @@ import pytest
 import webdataset
 
 from infra import storage
-from infra.corpus import (
-    Corpus,
-    Refused,
-    Sample,
-    build_manifest,
-    check_free,
-    commit,
-    standing_shards,
-    write_refused,
-    write_shard,
-)
+from infra.commit import build_manifest, check_free, commit, refused_table, standing_shards
+from infra.corpus import Corpus, Refused, Sample, write_shard
 from tests.made_corpus import write_made_corpus
 
 LONG_KEY = "k" * 100
@@ -42,8 +33,8 @@ def write(folder: Path, samples: list[Sample | Refused], *, plan: str = "plan") 
     """A committed corpus with one shard."""
     uri = str(folder)
     record, refused = write_shard(uri, "train", 0, samples, plan=plan)
-    write_refused(uri, refused)
-    commit(uri, build_manifest(**manifest_of(), shards=[record], refused=refused))
+    manifest = build_manifest(**manifest_of(), shards=[record], refused=refused)
+    commit(uri, manifest, {"refused.parquet": refused_table(refused)})
     return uri
 
 

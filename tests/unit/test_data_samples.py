@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from infra import media
-from infra.corpus import Corpus, Sample, build_manifest, commit, write_shard
+from infra.commit import build_manifest, commit
+from infra.corpus import Corpus, Sample, write_shard
 from tests.batches import STILL
 from tests.made_corpus import tone, write_made_corpus
 from training import samples

@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from infra.commit import build_manifest
 from infra.config import to_dict
-from infra.corpus import Corpus, Sample, build_manifest, write_shard
+from infra.corpus import Corpus, Sample, write_shard
 from synth import page as page_module
 from synth.catalog import Catalog
 from synth.gallery import count_off_screen, unmasked_rows

@@ -17,8 +17,10 @@ import pyarrow.parquet as pq
 import pytest
 
 from infra import media, storage
-from infra.corpus import Corpus, Refused, Sample, build_manifest, write_shard
-from synth.page import MOST_BYTES, write_page
+from infra.commit import build_manifest
+from infra.corpus import Corpus, Refused, Sample, write_shard
+from infra.shards import INDEX_SCHEMA
+from synth.page import MOST_BYTES, draw_page
 from tests.made_corpus import write_made_corpus
 
 EVIL = '<script src="http://evil/x.js">&"\''
@@ -48,8 +50,8 @@ class Reader(HTMLParser):
 def page(
     corpus: Corpus, manifest: dict[str, Any] | None = None, refused: list[Refused] | None = None
 ) -> tuple[str, Reader]:
-    write_page(corpus.uri, manifest or corpus.manifest, refused or [])
-    text = (Path(corpus.uri) / "index.html").read_text()
+    shown = Corpus(corpus.uri, manifest or corpus.manifest, sha256="")
+    text = draw_page(shown, refused or []).decode()
     reader = Reader()
     reader.feed(text)
     return text, reader
@@ -64,7 +66,7 @@ def measured(corpus: Corpus, **columns: list[float | None]) -> dict[str, Any]:
     for name, values in columns.items():
         kept = [column for column in index.column_names if column != name]
         index = index.select(kept).append_column(name, pa.array(values, pa.float64()))
-    pq.write_table(index, path)
+    pq.write_table(index.select(INDEX_SCHEMA.names), path)
     record["index_sha256"] = hashlib.sha256(path.read_bytes()).hexdigest()
     return manifest
 
@@ -312,7 +314,7 @@ def write_large_index(uri: str, *, rows: int, classes: int) -> Corpus:
         kept = [other for other in large.column_names if other != name]
         large = large.select(kept).append_column(name, column)
     buffer = io.BytesIO()
-    pq.write_table(large, buffer)
+    pq.write_table(large.select(INDEX_SCHEMA.names), buffer)
     path.write_bytes(buffer.getvalue())
     manifest = build_manifest(
         kind="made", seed=0, recipe={}, sources={}, licences=[], shards=[record], refused=[]

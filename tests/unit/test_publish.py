@@ -103,7 +103,7 @@ def test_a_job_that_must_not_write_any_more_writes_nothing(tmp_path: Path, lost_
     what = written(uri)
     with pytest.raises(ValueError, match="the lease was lost"):
         published(uri, what, before_commit=check)
-    there = ["refused.parquet", "index", "index.html"][:lost_after]
+    there = ["refused.parquet", "index.html", "index"][:lost_after]
     assert sorted(path.name for path in tmp_path.iterdir()) == sorted(["shards", *there])
 
 
@@ -121,10 +121,39 @@ def test_what_stands_is_not_written_again(tmp_path: Path) -> None:
     assert again["manifest_sha256"] == first["manifest_sha256"]
     assert stand == {path: path.stat().st_mtime_ns for path in stand}
     for name in ("index.html", "refused.parquet", "index/train.parquet"):
-        whole = (tmp_path / name).read_bytes()
-        (tmp_path / name).unlink()
+        for damage in (b"", None):
+            whole = (tmp_path / name).read_bytes()
+            (tmp_path / name).unlink()
+            if damage is not None:
+                (tmp_path / name).write_bytes(damage)
+            published(uri, nothing)
+            assert (tmp_path / name).read_bytes() == whole
+
+
+def test_what_a_job_that_died_has_left_is_put_right(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    what = written(uri)
+    published(uri, what)
+    stood = contents(tmp_path)
+    nothing = replace(what, made=0, samples=0, bytes=0, timings={})
+    more = replace(nothing, refused=[Refused(id="c", source="made", reason="silent: rms 0")])
+    for dies_at in range(4):
+        checks = []
+
+        def die(dies_at: int = dies_at, checks: list[int] = checks) -> None:
+            checks.append(1)
+            if len(checks) > dies_at:
+                raise KeyboardInterrupt
+
+        with pytest.raises(KeyboardInterrupt):
+            published(uri, more, about={"usage": {}}, before_commit=die)
+        assert (contents(tmp_path) != stood) == (dies_at > 0)
         published(uri, nothing)
-        assert (tmp_path / name).read_bytes() == whole
+        assert contents(tmp_path) == stood
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(p): p.read_bytes() for p in folder.rglob("*") if p.is_file()}
 
 
 def test_what_was_committed_otherwise_is_committed_anew(tmp_path: Path) -> None:

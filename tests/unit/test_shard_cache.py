@@ -18,7 +18,8 @@ import pyarrow as pa
 import pytest
 
 from infra import storage
-from infra.corpus import Corpus, ShardRecord, commit
+from infra.commit import commit
+from infra.corpus import Corpus, ShardRecord
 from infra.member_index import MAX_MEMBER, check_header, check_index
 from infra.shard_cache import ShardCache
 from tests.made_corpus import write_made_corpus
@@ -362,6 +363,30 @@ def test_an_index_of_other_samples_or_another_tar_is_refused(corpus: Corpus) -> 
             check_index(table, shifted_K, bytes_K)
     with pytest.raises(ValueError, match="no table of members"):
         check_index(table.drop_columns(["members"]), first_K, bytes_K)
+
+
+@pytest.mark.parametrize("name", ["key", "classes", "frames", "members"])
+def test_an_index_that_leaves_something_out_is_refused(corpus: Corpus, name: str) -> None:
+    table = corpus.table("train")
+    rows = table.to_pylist()
+    rows[1][name] = None
+    with pytest.raises(ValueError, match=r"do not fill|no table"):
+        check_index(pa.Table.from_pylist(rows, table.schema), *places(corpus))
+    rows = table.to_pylist()
+    rows.insert(1, {**rows[1], "members": []})
+    first_K, bytes_K = places(corpus)
+    with pytest.raises(ValueError, match="do not fill the tar"):
+        check_index(pa.Table.from_pylist(rows, table.schema), [0, *(first_K[1:] + 1)], bytes_K)
+
+
+@pytest.mark.parametrize("number", [0, 3, 6])
+def test_a_shard_without_samples_has_its_place_in_an_index(corpus: Corpus, number: int) -> None:
+    first_K, bytes_K = places(corpus)
+    first_K = np.insert(first_K, number, first_K[number])
+    empty = tarfile.RECORDSIZE
+    check_index(corpus.table("train"), first_K, np.insert(bytes_K, number, empty))
+    with pytest.raises(ValueError, match="do not fill the tar"):
+        check_index(corpus.table("train"), first_K, np.insert(bytes_K, number, 2 * empty))
 
 
 def places(corpus: Corpus) -> tuple[np.ndarray, np.ndarray]:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
 from infra import storage
-from infra.corpus import Corpus, build_manifest, commit, join_indexes, write_shard
+from infra.commit import build_manifest, commit, join_indexes
+from infra.config import canonical_json
+from infra.corpus import Corpus, write_shard
 from tests.made_corpus import write_made_corpus
 
 
@@ -23,8 +25,7 @@ def joined(tmp_path: Path) -> Corpus:
     """Three shards of each of two splits, whose indexes are joined."""
     told = {"samples": {"train": 12, "val": 6}, "size": 32}
     corpus = write_made_corpus(str(tmp_path / "corpus"), shard_samples=4, **told)
-    join_indexes(corpus.uri, corpus.manifest)
-    commit(corpus.uri, corpus.manifest)
+    commit(corpus.uri, corpus.manifest, join_indexes(corpus))
     return Corpus.open(corpus.uri)
 
 
@@ -47,7 +48,7 @@ def test_a_joined_table_is_that_of_the_shards_in_one_file(
     read = read_of(monkeypatch)
     tables = {split: joined.table(split) for split in joined.splits}
     assert read == [f"{joined.uri}/index/{split}.parquet" for split in ("train", "val")]
-    del joined.manifest["indexes"]
+    del joined.manifest["files"]
     apart = Corpus(joined.uri, joined.manifest, sha256="")
     for split, table in tables.items():
         assert table.equals(apart.table(split))
@@ -82,19 +83,46 @@ def test_a_joined_table_that_the_manifest_vouches_for_must_fit_the_shards(
     joined: Corpus, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = joined.table("train")
-    for wrong in (whole.slice(1), whole.drop_columns(["members"]), whole.slice(0, 0)):
-        buffer = pa.BufferOutputStream()
-        pq.write_table(wrong.drop_columns(["shard"]), buffer)
+    order = [1, 0, *range(2, len(whole))]
+    wrong_ones = (whole.slice(1), whole.drop_columns(["members"]), whole.take(order), b"PAR1", b"")
+    for wrong in wrong_ones:
         path = Path(joined.uri) / "index/train.parquet"
-        path.write_bytes(buffer.getvalue().to_pybytes())
-        manifest = json.loads(json.dumps(joined.manifest))
-        manifest["indexes"]["train"] = {
-            "bytes": path.stat().st_size,
-            "sha256": sha256(path.read_bytes()).hexdigest(),
-        }
+        path.write_bytes(wrong if isinstance(wrong, bytes) else parquet(wrong))
+        vouch(joined, path)
         caplog.clear()
-        assert Corpus(joined.uri, manifest, sha256="").table("train").equals(whole)
-        assert "is left aside" in caplog.text
+        assert Corpus.open(joined.uri).table("train").equals(whole)
+        assert "index/train.parquet is left aside" in caplog.text
+
+
+def test_a_damaged_index_that_the_manifest_vouches_for_is_never_a_traceback(joined: Corpus) -> None:
+    whole, random = joined.table("train"), np.random.default_rng(0)
+    path = Path(joined.uri) / "index/train.parquet"
+    data = path.read_bytes()
+    for _ in range(100):
+        damaged = bytearray(data)
+        damaged[random.integers(len(data))] ^= 1 << random.integers(8)
+        path.write_bytes(damaged)
+        vouch(joined, path)
+        found = Corpus.open(joined.uri).table("train")
+        # What is no offset may be another word, which nothing but a checksum tells.
+        assert found["members"].equals(whole["members"]) and found["shard"].equals(whole["shard"])
+
+
+def parquet(table: pa.Table) -> bytes:
+    buffer = pa.BufferOutputStream()
+    pq.write_table(table.drop_columns(["shard"]), buffer)
+    data: bytes = buffer.getvalue().to_pybytes()
+    return data
+
+
+def vouch(corpus: Corpus, path: Path) -> None:
+    """Let the manifest tell that the index of train is as it is."""
+    told = {"bytes": path.stat().st_size, "sha256": sha256(path.read_bytes()).hexdigest()}
+    write_manifest(corpus, files={**corpus.manifest["files"], "index/train.parquet": told})
+
+
+def write_manifest(corpus: Corpus, **changed: Any) -> None:
+    storage.write_bytes(f"{corpus.uri}/corpus.json", canonical_json({**corpus.manifest, **changed}))
 
 
 def test_a_corpus_stays_readable_while_a_larger_one_is_about_to_be_committed(
@@ -102,38 +130,58 @@ def test_a_corpus_stays_readable_while_a_larger_one_is_about_to_be_committed(
 ) -> None:
     uri = str(tmp_path)
     small = write_made_corpus(uri, samples={"train": 4}, size=32, shard_samples=4)
-    join_indexes(uri, small.manifest)
-    commit(uri, small.manifest)
+    commit(uri, small.manifest, join_indexes(small))
     rows = Corpus.open(uri).table("train")
     samples = [small.read("train", row) for row in range(4)]
     more = [replace(sample, key=f"more{n}") for n, sample in enumerate(samples)]
     record, _ = write_shard(uri, "train", 1, more, plan="more")
     told = {key: small.manifest[key] for key in ("kind", "seed", "recipe", "sources", "licences")}
     larger = build_manifest(**told, shards=[*small.shards, record], refused=[])
-    join_indexes(uri, larger)
+
+    def dies() -> None:
+        if (tmp_path / "index/train.parquet").stat().st_mtime_ns != written:
+            raise KeyboardInterrupt
+
+    written = (tmp_path / "index/train.parquet").stat().st_mtime_ns
+    files = join_indexes(Corpus(uri, larger, sha256=""))
+    with pytest.raises(KeyboardInterrupt):
+        commit(uri, larger, files, check=dies)
     assert Corpus.open(uri).table("train").equals(rows)
-    commit(uri, larger)
+    commit(uri, larger, files)
     assert len(Corpus.open(uri).table("train")) == 8
 
 
 @pytest.mark.parametrize("split", ["../train", "a/b", "", "a b"])
 def test_a_manifest_whose_splits_lead_elsewhere_is_damaged(joined: Corpus, split: str) -> None:
-    manifest = json.loads(storage.read_bytes(f"{joined.uri}/corpus.json"))
-    manifest["splits"][split] = manifest["splits"].pop("val")
-    commit(joined.uri, manifest)
+    splits = joined.manifest["splits"]
+    write_manifest(joined, splits={**splits, split: splits["val"]})
     with pytest.raises(ValueError, match="names a split"):
         Corpus.open(joined.uri)
 
 
-@pytest.mark.parametrize(
-    "told", [[], "train", {"train": {}}, {"train": []}, {"train": {"bytes": "x"}}]
-)
-def test_what_a_manifest_says_of_joined_indexes_may_be_anything(joined: Corpus, told: Any) -> None:
-    manifest = json.loads(storage.read_bytes(f"{joined.uri}/corpus.json"))
-    manifest["indexes"] = told
-    commit(joined.uri, manifest)
-    if isinstance(told, dict):
-        assert Corpus.open(joined.uri).table("train").equals(joined.table("train"))
-    else:
-        with pytest.raises(ValueError, match=r"corpus\.json is damaged"):
-            Corpus.open(joined.uri)
+@pytest.mark.parametrize("name", ["samples", "bytes", "index_bytes"])
+@pytest.mark.parametrize("count", [-1, 2**70, 1.5, "1", None])
+def test_a_manifest_whose_shards_have_impossible_sizes_is_damaged(
+    joined: Corpus, name: str, count: Any
+) -> None:
+    first, *others = joined.manifest["shards"]
+    write_manifest(joined, shards=[{**first, name: count}, *others])
+    with pytest.raises(ValueError, match=r"names a shard .*: it is damaged"):
+        Corpus.open(joined.uri)
+
+
+@pytest.mark.parametrize("told", [{}, [], {"bytes": "x"}, {"bytes": 1 << 70, "sha256": ""}, "", 1])
+def test_what_a_manifest_says_of_a_joined_index_may_be_anything(joined: Corpus, told: Any) -> None:
+    write_manifest(joined, files={"index/train.parquet": told})
+    assert Corpus.open(joined.uri).table("train").equals(joined.table("train"))
+    write_manifest(joined, files=[told])
+    with pytest.raises(ValueError, match=r"corpus\.json is damaged"):
+        Corpus.open(joined.uri)
+
+
+def test_a_corpus_is_the_same_whatever_is_made_of_it(joined: Corpus) -> None:
+    commit(joined.uri, joined.manifest, {"index.html": b"a page"})
+    again = Corpus.open(joined.uri)
+    assert again.manifest != joined.manifest and again.sha256 == joined.sha256
+    commit(joined.uri, {**joined.manifest, "seed": 1}, join_indexes(joined))
+    assert Corpus.open(joined.uri).sha256 != joined.sha256
