@@ -138,19 +138,20 @@ def test_nodes_may_die_and_come_while_losses_and_end_stay_those_of_a_calm_run(
     assert list(changing.losses()) == list(range(1, STEPS + 1))
 
 
-def test_a_stage_waits_for_room_and_a_notice_that_a_node_will_go_brings_a_checkpoint(
+def test_a_stage_that_lost_a_node_waits_for_another_and_heeds_the_notice_of_its_end(
     corpus: Path, tmp_path: Path
 ) -> None:
     endless = ("--steps=100000", "--validate_every=100000", "--workers.count=2")
-    with (
-        running_nodes(head_cpus=1) as nodes,
-        job(corpus, tmp_path, "noticed", *endless, **nodes.driver_env) as noticed,
-    ):
-        noticed.wait_for("a word", lambda: noticed.says("waits for room"))
-        assert noticed.says("2 workers need 2 CPU, and the cluster has 1 CPU; add nodes")
-        nodes.start(cpus=1)
-        noticed.wait_for("the start", lambda: noticed.says("2 workers on cpu"))
-        noticed.wait_for("steps", lambda: noticed.says("step "))
-        nodes.announce_end_of_second(seconds=120)
-        noticed.wait_for("a word", lambda: noticed.says("will be taken away"))
-        noticed.wait_for("a checkpoint", lambda: noticed.newest() > 0)
+    with running_nodes(head_cpus=1) as nodes:
+        second = nodes.start(cpus=1)
+        with job(corpus, tmp_path, "noticed", *endless, **nodes.driver_env) as noticed:
+            noticed.wait_for("steps", lambda: noticed.says("step "))
+            second.kill()
+            noticed.wait_for("a word", lambda: noticed.says("waits for room"))
+            assert noticed.says("2 workers need 2 CPU, and the cluster has 1 CPU; add nodes")
+            nodes.start(cpus=1)
+            started = "2 workers on cpu"
+            noticed.wait_for("a start", lambda: noticed.log.read_text().count(started) == 2)
+            nodes.announce_end_of_second(seconds=120)
+            noticed.wait_for("a word", lambda: noticed.says("will be taken away"))
+            noticed.wait_for("a checkpoint", lambda: noticed.newest() > 0)

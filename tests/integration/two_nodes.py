@@ -70,7 +70,9 @@ class Nodes:
             check=True,
         )
         found = json.loads(state.stdout.splitlines()[-1])
-        (node,) = (n for n in found if "node:__internal_head__" not in n["Resources"])
+        (node,) = (
+            n for n in found if n["Alive"] and "node:__internal_head__" not in n["Resources"]
+        )
         subprocess.run(
             [
                 *(str(BIN / "ray"), "drain-node", f"--address={self.address}"),
