@@ -169,5 +169,5 @@ def is_committed(uri: str, manifest: dict[str, Any], files: Collection[str]) -> 
             == told[name]["sha256"]
             for name in files
         )
-    except (FileNotFoundError, ValueError):
+    except (FileNotFoundError, KeyError, TypeError, ValueError):
         return False

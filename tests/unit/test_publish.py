@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from infra import media, retrying
+from infra.config import canonical_json
 from infra.corpus import Corpus, Refused, Sample, write_shard
 from synth.distribute import Written
 from synth.publish import publish
@@ -149,6 +150,19 @@ def test_what_a_job_that_died_has_left_is_put_right(tmp_path: Path) -> None:
             published(uri, more, about={"usage": {}}, before_commit=die)
         assert (contents(tmp_path) != stood) == (dies_at > 0)
         published(uri, nothing)
+        assert contents(tmp_path) == stood
+
+
+def test_what_a_manifest_says_of_its_files_is_not_trusted_blindly(tmp_path: Path) -> None:
+    uri = str(tmp_path)
+    what = written(uri)
+    first = published(uri, what)
+    stood = contents(tmp_path)
+    told = Corpus.open(uri).manifest
+    nothing = replace(what, made=0, samples=0, bytes=0, timings={})
+    for files in ({name: None for name in told["files"]}, {name: {} for name in told["files"]}, {}):
+        (tmp_path / "corpus.json").write_bytes(canonical_json({**told, "files": files}))
+        assert published(uri, nothing)["manifest_sha256"] == first["manifest_sha256"]
         assert contents(tmp_path) == stood
 
 
