@@ -66,7 +66,7 @@ FEW_SHARDS, MANY_SHARDS = 12, 120
 # of the shards each file in a shard of its own.
 CATALOG_FILES = ("catalog/clips.parquet", "catalog/catalog.json")
 SHARD_FILES = ("shards/train-00001.tar", "shards/train-00003.parquet", "shards/train-00005.json")
-LAST_FILES = ("refused.parquet", "index/train.parquet", "index.html", "corpus.json")
+LAST_FILES = ("refused.parquet", "index.html", "index/train.parquet", "corpus.json")
 KILLS = 10
 PATIENCE = 240.0
 
