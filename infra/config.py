@@ -14,6 +14,7 @@ import json
 import logging
 import os
 import re
+import signal
 import sys
 from collections.abc import Callable, Collection, Sequence
 from itertools import zip_longest
@@ -128,6 +129,9 @@ def main(
         # One sentence: libraries underneath like to wrap theirs over many lines.
         print("error: " + " ".join(str(error).split()), file=sys.stderr)
         sys.exit(1)
+    except KeyboardInterrupt:
+        print("error: interrupted: run the same command again to go on", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
     print(json.dumps(summary, sort_keys=True), flush=True)
     sys.exit(0)
 

@@ -55,15 +55,17 @@ def read_table(
         ValueError: it does not match its checksum or its tar.
     """
     where = storage.join(uri, joined_name(split))
-    table = None if told is None else _joined(where, records, told)
+    table = None if told is None else _read_joined(where, records, told)
     if table is None:
-        table = _of_shards(uri, records)
+        table = _read_shards(uri, records)
     shard_R = np.repeat(np.arange(len(records)), [record.samples for record in records])
     paths = pa.array([record.path for record in records], pa.string())
     return table.append_column("shard", paths.take(pa.array(shard_R)))
 
 
-def _joined(where: str, records: Sequence[ShardRecord], told: dict[str, Any]) -> pa.Table | None:
+def _read_joined(
+    where: str, records: Sequence[ShardRecord], told: dict[str, Any]
+) -> pa.Table | None:
     try:
         data = storage.read_bytes(where, limit=min(told["bytes"], storage.DEFAULT_READ_LIMIT))
         if hashlib.sha256(data).hexdigest() != told["sha256"]:
@@ -81,10 +83,10 @@ def _joined(where: str, records: Sequence[ShardRecord], told: dict[str, Any]) ->
     return table
 
 
-def _of_shards(uri: str, records: Sequence[ShardRecord]) -> pa.Table:
+def _read_shards(uri: str, records: Sequence[ShardRecord]) -> pa.Table:
     uris = [storage.join(uri, record.index) for record in records]
     tables = [
-        _of_shard(record, where, data)
+        _parse_shard(record, where, data)
         for record, where, data in zip(records, uris, storage.read_many(uris), strict=True)
     ]
     table = pa.concat_tables(tables).combine_chunks() if tables else INDEX_SCHEMA.empty_table()
@@ -100,7 +102,7 @@ def _of_shards(uri: str, records: Sequence[ShardRecord]) -> pa.Table:
     return table
 
 
-def _of_shard(record: ShardRecord, where: str, data: bytes | None) -> pa.Table:
+def _parse_shard(record: ShardRecord, where: str, data: bytes | None) -> pa.Table:
     if data is None:
         raise FileNotFoundError(f"{where} does not exist: check the path or URI")
     if hashlib.sha256(data).hexdigest() != record.index_sha256:

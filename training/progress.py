@@ -179,7 +179,10 @@ def tell_of_room(stage: str, workers: int, each: Mapping[str, float]) -> Iterato
     def look() -> None:
         is_short = False
         while not ended.wait(_SECONDS_BETWEEN_LOOKS):
-            has = ray.cluster_resources()
+            try:
+                has = ray.cluster_resources()
+            except ray.exceptions.RayError:
+                continue
             was_short = is_short
             is_short = any(has.get(name, 0) < count for name, count in needed.items())
             if is_short and not was_short:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import threading
 import time
 from collections.abc import Callable
 from dataclasses import replace
@@ -212,14 +213,15 @@ def _fit(
             "checkpoints": store.uri,
             "board": board,
         }
+        trainer = TorchTrainer(
+            _work,
+            train_loop_config=settings,
+            torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
+            scaling_config=scaling,
+            run_config=run,
+        )
         try:
-            TorchTrainer(
-                _work,
-                train_loop_config=settings,
-                torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
-                scaling_config=scaling,
-                run_config=run,
-            ).fit()
+            _interruptible(trainer.fit)
         except TrainingFailedError as error:
             reason = board.given_up() or (
                 f"the workers failed more than {workers.max_failures} times, at last by "
@@ -229,6 +231,27 @@ def _fit(
         if reason := board.given_up():
             raise JobFailed(f"{config.stage} stopped: {reason}")
     return _summary(config, corpus, store)
+
+
+def _interruptible(wait: Callable[[], Any]) -> None:
+    """Run it in a thread of its own, where Ray leaves ctrl-C alone.
+
+    In the main thread Ray asks its controller to end, which does not hear it while it waits for
+    room in the cluster. What the driver has started ends with the driver.
+    """
+    raised: list[Exception] = []
+
+    def run() -> None:
+        try:
+            wait()
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=run, name="training", daemon=True)
+    thread.start()
+    thread.join()
+    if raised:
+        raise raised[0]
 
 
 def _work(settings: dict[str, Any]) -> None:

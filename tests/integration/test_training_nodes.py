@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import signal
 import subprocess
 import sys
 import time
@@ -155,3 +156,19 @@ def test_a_stage_that_lost_a_node_waits_for_another_and_heeds_the_notice_of_its_
             nodes.announce_end_of_second(seconds=120)
             noticed.wait_for("a word", lambda: noticed.says("will be taken away"))
             noticed.wait_for("a checkpoint", lambda: noticed.newest() > 0)
+
+
+def test_a_stage_that_waits_for_room_ends_when_it_is_interrupted(
+    corpus: Path, tmp_path: Path
+) -> None:
+    options = ("--steps=2", "--validate_every=2")
+    with job(corpus, tmp_path, "interrupted", *options, "--workers.cpus=600") as waiting:
+        waiting.wait_for("a word", lambda: waiting.says("waits for room"))
+        waiting.process.send_signal(signal.SIGINT)
+        assert waiting.process.wait(PATIENCE) == 128 + signal.SIGINT
+        said = waiting.log.read_text()
+        assert "error: interrupted: run the same command again to go on" in said
+        assert "Traceback" not in said
+    # Nobody holds the stage any more.
+    with job(corpus, tmp_path, "interrupted", *options, "--workers.count=1") as again:
+        assert again.summary()["steps"] == 2

@@ -151,6 +151,15 @@ def test_what_a_person_can_mend_is_one_sentence_and_code_1(
         config.main(job, Job, argv=["--uri", "x"])
 
 
+def test_who_is_interrupted_is_told_how_to_go_on(capsys: pytest.CaptureFixture[str]) -> None:
+    def job(settings: Job) -> dict[str, Any]:
+        raise KeyboardInterrupt
+
+    code, out, err = end(["--uri", "x"], job, capsys)
+    assert (code, out) == (130, "")
+    assert err == "error: interrupted: run the same command again to go on\n"
+
+
 def test_a_bug_keeps_its_traceback(capsys: pytest.CaptureFixture[str]) -> None:
     def job(settings: Job) -> dict[str, Any]:
         return {"x": {}["missing"]}
