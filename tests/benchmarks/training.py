@@ -30,6 +30,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
+from tests.integration.servers import children_titled
 from tests.made_corpus import write_made_corpus
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig
 from training.step import OptimizerConfig
@@ -174,8 +175,6 @@ def two_workers(folder: Path, *, pairs: int, steps: int, smoke: bool) -> None:
 
 def recovery(folder: Path, *, smoke: bool) -> None:
     """From SIGKILL of a worker to the first step that was not taken before."""
-    import psutil
-
     from training.stage import run_stage
 
     steps = 60
@@ -184,11 +183,9 @@ def recovery(folder: Path, *, smoke: bool) -> None:
     def watch(point: dict[str, float]) -> None:
         nonlocal killed, reached, again
         if not killed and point["step"] >= 20:
-            for process in psutil.Process().children(recursive=True):
-                if "RayTrainWorker" in " ".join(process.cmdline()):
-                    process.kill()
-                    killed = time.monotonic()
-                    break
+            for process in children_titled("RayTrainWorker")[:1]:
+                process.kill()
+                killed = time.monotonic()
         elif killed and not again:
             # What was posted before the kill may be heard of after it.
             if time.monotonic() - killed < 3.0:

@@ -17,6 +17,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import psutil
+
 BIN = Path(sys.executable).parent
 START_SECONDS = 90.0
 _SERVERS = ("s3", "master", "volume", "filer", "admin")
@@ -134,6 +136,17 @@ def session_members(session: int) -> list[int]:
             if int(owner) == session and state != "Z":
                 members.append(pid)
     return members
+
+
+def children_titled(word: str) -> list[psutil.Process]:
+    """Living processes under this one whose title has that word; Ray titles its by their task."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        # What has ended since it was listed has no title any more.
+        with contextlib.suppress(psutil.Error):
+            if word in " ".join(process.cmdline()):
+                found.append(process)
+    return found
 
 
 def end_session(session: int) -> None:

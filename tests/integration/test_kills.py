@@ -39,7 +39,7 @@ from synth.sources.coco import CocoConfig
 from synth.sources.esc50 import Esc50Config
 from synth.sources.vggsound import VggSoundConfig
 from tests.integration.conftest import ROOT, ObjectStore, end_session
-from tests.integration.servers import KillSwitch
+from tests.integration.servers import KillSwitch, children_titled
 from tests.made_sources import natural_offer
 
 pytestmark = pytest.mark.integration
@@ -244,7 +244,7 @@ def test_workers_killed_at_random_change_no_byte(
     def kill() -> None:
         while not ended.wait(rng.uniform(0.0, 0.4)):
             stage = "shards" if (uri / "catalog" / "catalog.json").exists() else "catalog"
-            busy = [p for p in psutil.Process().children(recursive=True) if is_busy(p)]
+            busy = children_titled("ray::Map")
             # One task may be hit by all of them, and the fourth of its deaths ends the job.
             if busy and killed[stage] < 3:
                 with suppress(psutil.NoSuchProcess):
@@ -262,14 +262,6 @@ def test_workers_killed_at_random_change_no_byte(
     assert killed["shards"] > 0
     assert summary["shards_made"] == MANY_SHARDS
     assert contents(uri) == calm_many
-
-
-def is_busy(process: psutil.Process) -> bool:
-    """Whether it is a Ray worker with a task of ours, which is in its title."""
-    try:
-        return process.cmdline()[0].startswith("ray::Map")
-    except (psutil.Error, IndexError):
-        return False
 
 
 def test_ten_kills_of_everything_lose_nothing_and_double_nothing(

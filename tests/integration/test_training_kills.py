@@ -11,14 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-import psutil
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from infra import cluster, storage
 from infra.errors import JobFailed
-from tests.integration.servers import KillSwitch, session_of
+from tests.integration.servers import KillSwitch, children_titled, session_of
 from tests.small_stage import STEPS, small_stage, write_small_corpus
 from training import stage as stages
 from training.checkpoint_store import CheckpointStore
@@ -89,11 +88,11 @@ class Killer(threading.Thread):
         while not (self.switch.folder / "struck-0").exists():
             time.sleep(0.02)
         time.sleep(self.wait)
-        children = psutil.Process().children(recursive=True)
-        workers = [p for p in children if "RayTrainWorker" in " ".join(p.cmdline())]
-        random.choice(workers).kill()
-        self.killed += 1
-        self.switch.release()
+        try:
+            random.choice(children_titled("RayTrainWorker")).kill()
+            self.killed += 1
+        finally:
+            self.switch.release()
 
 
 def test_workers_killed_at_random_moments_change_no_bit(
