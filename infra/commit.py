@@ -71,8 +71,13 @@ def refused_table(refused: Sequence[Refused]) -> bytes:
     return data
 
 
-def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str, str]) -> None:
+def check_free(
+    uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str, str] | None = None
+) -> None:
     """Refuse to write over another corpus.
+
+    Args:
+        sources: None where they are not known yet; then they may be any.
 
     Raises:
         ValueError: a corpus of another recipe, seed or other sources stands at ``uri``.
@@ -82,7 +87,7 @@ def check_free(uri: str, *, recipe: dict[str, Any], seed: int, sources: dict[str
     except FileNotFoundError:
         return
     for name, ours in (("recipe", recipe), ("seed", seed), ("sources", sources)):
-        if standing[name] != ours:
+        if ours is not None and standing[name] != ours:
             raise ValueError(
                 f"another corpus stands at {uri} (its {name} differs): "
                 "choose another URI, or remove that one first"

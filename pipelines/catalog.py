@@ -10,6 +10,7 @@ from typing import Any
 from infra import cluster, config, storage
 from synth.catalog import Catalog
 from synth.distribute import map_rows
+from synth.looked import Looked
 from synth.looking import build_catalog, digest_of_offer, look_again
 from synth.sources import READERS, Offer, debian_media
 from synth.sources.audioset import AudioSetConfig
@@ -95,12 +96,15 @@ def look_at_media(
     media: MediaConfig,
     parallelism: int | None = None,
     *,
+    destination: str | None = None,
     standing: str | None = None,
     retry_refused: bool = False,
 ) -> Catalog:
-    """The catalog of all media; nothing is written.
+    """The catalog of all media, for whoever wants to write it.
 
     Args:
+        destination: where it is going to be written: there is kept what was looked at so far,
+            should this run be interrupted. Without one nothing is written.
         standing: where a catalog may stand that an earlier run made. It is taken as it is when
             the same files are offered still.
         retry_refused: look again at what that catalog refused.
@@ -118,14 +122,19 @@ def look_at_media(
                 return earlier
             return look_again(earlier, offer, map_rows=spread)
     logger.info("looking at the files of %s", ", ".join(offer.roots.values()))
-    return build_catalog(offer.roots, offer, map_rows=spread)
+    # What an earlier run refused is in its batches too.
+    looked = None if destination is None or retry_refused else Looked(destination)
+    return build_catalog(offer.roots, offer, map_rows=spread, looked=looked)
 
 
 def make_catalog(job: CatalogConfig) -> Catalog:
     """Look at all media and write the catalog to ``job.uri``."""
-    standing = job.uri if job.retry_refused else None
     catalog = look_at_media(
-        job.media, job.parallelism, standing=standing, retry_refused=job.retry_refused
+        job.media,
+        job.parallelism,
+        destination=job.uri,
+        standing=job.uri if job.retry_refused else None,
+        retry_refused=job.retry_refused,
     )
     catalog.write(job.uri)
     return catalog

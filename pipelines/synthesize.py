@@ -93,9 +93,9 @@ def run(job: SynthesizeConfig) -> dict[str, Any]:
 
 def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     retries = storage.retries()
-    recipe = _extended(job) if job.extend else job.corpus
+    recipe = _recipe(job)
     beside = storage.join(job.uri, "catalog")
-    catalog = _catalog(job, beside)
+    catalog = _catalog(job, beside, destination=beside)
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
@@ -143,11 +143,15 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     )
 
 
-def _catalog(job: SynthesizeConfig, beside: str | None) -> Catalog:
+def _catalog(job: SynthesizeConfig, beside: str, destination: str | None = None) -> Catalog:
     if job.catalog:
         return Catalog.read(job.catalog)
     return look_at_media(
-        job.media, job.parallelism, standing=beside, retry_refused=job.retry_refused
+        job.media,
+        job.parallelism,
+        destination=destination,
+        standing=beside,
+        retry_refused=job.retry_refused,
     )
 
 
@@ -245,6 +249,14 @@ def _sources(rows: Rows[Any]) -> Iterator[tuple[str, str]]:
     return zip(rows.texts("id"), rows.texts("source"), strict=True)
 
 
+def _recipe(job: SynthesizeConfig) -> Recipe:
+    """What is to be made; another corpus at the URI is told of before any media are looked at."""
+    if job.extend:
+        return _extended(job)
+    check_free(job.uri, recipe=config.to_dict(job.corpus), seed=job.seed)
+    return job.corpus
+
+
 def _extended(job: SynthesizeConfig) -> Recipe:
     """The recipe of the corpus that stands at the URI, with the samples that are asked for now.
 
@@ -300,7 +312,7 @@ def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> boo
 
 def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
     """What the job would make: exact counts; bytes and time from a few samples made here."""
-    recipe = _extended(job) if job.extend else job.corpus
+    recipe = _recipe(job)
     if job.catalog is None:
         find_media(job.media)  # so that no download is timed: the job finds it in the cache
     start = time.monotonic()

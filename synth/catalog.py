@@ -5,6 +5,7 @@ files alone, neither on their order nor on who looked at them.
 
     <uri>/{objects,clips,backgrounds,silent,photos,refused}.parquet
     <uri>/catalog.json          the commit point, written last
+    <uri>/looked-*.parquet      until then, what a run that is interrupted goes on from
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ import numpy as np
 
 from infra import config, storage
 from synth.inspection import Accepted
+from synth.looked import Looked
 from synth.rows import Rows
 from synth.tables import MEDIA, Background, Clip, Object, Photo, Refused, locate
 
@@ -101,10 +103,14 @@ class Catalog:
     def write(self, uri: str) -> None:
         """Write the tables, then the marker that makes them a catalog; one that stands stays."""
         try:
-            if Catalog.read(uri) == self:
-                return
+            standing = Catalog.read(uri)
         except (FileNotFoundError, ValueError):
-            pass
+            standing = None
+        if standing != self:
+            self._write(uri)
+        Looked(uri).clear()
+
+    def _write(self, uri: str) -> None:
         storage.remove(storage.join(uri, MARKER))
         for name in TABLES:
             getattr(self, name).write(storage.join(uri, f"{name}.parquet"))

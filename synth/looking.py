@@ -15,8 +15,9 @@ import numpy as np
 
 from infra import config, storage
 from infra.storage_errors import refusable
-from synth.catalog import TABLES, Catalog, assemble
+from synth.catalog import FORMAT, TABLES, Catalog, assemble
 from synth.inspection import MAX_BYTES, Accepted, inspect, refuse
+from synth.looked import Looked
 from synth.rows import Rows
 from synth.sources import Offer
 from synth.tables import MEDIA, Annotation, Candidate, Refused
@@ -52,6 +53,7 @@ def build_catalog(
     candidates: Iterable[Candidate],
     *,
     map_rows: MapRows = map_here,
+    looked: Looked | None = None,
 ) -> Catalog:
     """Look at every candidate and assemble the catalog.
 
@@ -61,10 +63,12 @@ def build_catalog(
             anything else that yields candidates.
         map_rows: who applies a function to every row, in any order (``distribute.map_rows``
             does it on a Ray cluster).
+        looked: where batches are kept as they are done, and where those that an earlier run kept
+            are taken from.
     """
     folders = _normalised({MEDIA: roots} if isinstance(roots, str) else roots)
     digest = OfferDigest(folders)
-    parts = _look(folders, digest.passing(candidates), map_rows)
+    parts = _look(folders, digest.passing(candidates), map_rows, looked)
     return _described(assemble(folders, parts), candidates, digest.value)
 
 
@@ -132,24 +136,36 @@ def digest_of_offer(offer: Offer) -> str:
 
 
 def _look(
-    roots: Mapping[str, str], candidates: Iterable[Candidate], map_rows: MapRows
+    roots: Mapping[str, str],
+    candidates: Iterable[Candidate],
+    map_rows: MapRows,
+    looked: Looked | None = None,
 ) -> dict[str, list[Rows[Any]]]:
     parts: dict[str, list[Rows[Any]]] = {name: [] for name in TABLES}
     look = partial(_inspect_row, roots=roots)
     remaining = iter(candidates)
-    looked = refused = 0
+    done = before = refused = 0
     while batch := list(islice(remaining, _BATCH)):
         made: dict[str, list[Any]] = {name: [] for name in TABLES}
         made["refused"] += [refuse(c, c.refusal) for c in batch if c.refusal]
-        rows = [{"candidate": _packed(c)} for c in batch if not c.refusal]
-        for answer in map_rows(rows, look):
-            for name, values in json.loads(answer["rows"]):
+        packed = [_packed(c) for c in batch if not c.refusal]
+        known = config.digest({"format": FORMAT, "roots": dict(roots), "candidates": packed})
+        answers = None if looked is None else looked.find(known, len(packed))
+        if answers is None:
+            answers = [a["rows"] for a in map_rows([{"candidate": c} for c in packed], look)]
+            if looked is not None:
+                looked.keep(known, answers)
+        else:
+            before += len(batch)
+        for answer in answers:
+            for name, values in json.loads(answer):
                 made[name].append(TABLES[name](**values))
         for name, some in made.items():
             if some:
                 parts[name].append(Rows.of(TABLES[name], some))
-        looked, refused = looked + len(batch), refused + len(made["refused"])
-        logger.info("%d files looked at, %d refusals", looked, refused)
+        done, refused = done + len(batch), refused + len(made["refused"])
+        earlier = f" ({before} of them by an earlier run)" if before else ""
+        logger.info("%d files looked at%s, %d refusals", done, earlier, refused)
     return parts
 
 

@@ -1,0 +1,57 @@
+"""What was found in whole batches of files, kept until the catalog that they are for stands.
+
+    <catalog>/looked-<sha256 of the batch>.parquet    one column of JSON, a value for each file
+
+A batch is known by all that its answers depend on but the bytes of its files: like a catalog that
+stands, it is taken as it is while the same files are offered.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from infra import storage
+
+PREFIX = "looked-"
+_COLUMN = "rows"
+_LIMIT = 4 << 30
+
+
+class Looked:
+    """Batches of answers below the URI of a catalog that is under way."""
+
+    def __init__(self, catalog: str) -> None:
+        self.catalog = catalog
+
+    def find(self, batch: str, files: int) -> list[str] | None:
+        """The answers that an earlier run kept for a batch; None where it has to be looked at."""
+        try:
+            data = pa.BufferReader(storage.read_bytes(self._uri(batch), limit=_LIMIT))
+            table = pq.read_table(data, page_checksum_verification=True)
+            answers: list[str] = table.column(_COLUMN).to_pylist()
+        except (FileNotFoundError, ValueError, KeyError, OSError):
+            # Arrow tells of most damage by a plain OSError; and a storage that is away is met
+            # again at the first file.
+            return None
+        return answers if len(answers) == files else None
+
+    def keep(self, batch: str, answers: Sequence[str]) -> None:
+        """Write the answers of a batch, whole or not at all."""
+        table = pa.table({_COLUMN: pa.array(answers, pa.string())})
+        buffer = pa.BufferOutputStream()
+        pq.write_table(
+            table, buffer, compression="zstd", use_dictionary=False, write_page_checksum=True
+        )
+        storage.write_bytes(self._uri(batch), buffer.getvalue().to_pybytes())
+
+    def clear(self) -> None:
+        """Remove all batches: the catalog has what they say."""
+        for uri in storage.list_files(self.catalog):
+            if uri.rpartition("/")[2].startswith(PREFIX):
+                storage.remove(uri)
+
+    def _uri(self, batch: str) -> str:
+        return storage.join(self.catalog, f"{PREFIX}{batch}.parquet")
