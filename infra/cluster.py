@@ -86,6 +86,21 @@ def disconnect() -> None:
     ray.shutdown()
 
 
+def works_here_alone() -> bool:
+    """Whether all tasks run on this machine, so that they see the files that lie on it.
+
+    What tells machines apart is their address: a machine may run several of a cluster's nodes.
+    """
+    import ray
+
+    if not ray.is_initialized():
+        return True
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    this = ray.get_runtime_context().get_node_id()
+    here = {node["NodeManagerAddress"] for node in nodes if node["NodeID"] == this}
+    return {node["NodeManagerAddress"] for node in nodes if node["Resources"].get("CPU")} == here
+
+
 def _join(address: str) -> None:
     import ray
 

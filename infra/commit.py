@@ -86,12 +86,17 @@ def check_free(
         standing = Corpus.open(uri).manifest
     except FileNotFoundError:
         return
-    for name, ours in (("recipe", recipe), ("seed", seed), ("sources", sources)):
-        if ours is not None and standing[name] != ours:
-            raise ValueError(
-                f"another corpus stands at {uri} (its {name} differs): "
-                "choose another URI, or remove that one first"
-            )
+    theirs = standing["sources"]
+    differing = [
+        name for name, ours in (("recipe", recipe), ("seed", seed)) if standing[name] != ours
+    ]
+    if sources is not None:
+        differing += [n for n in {**sources, **theirs} if sources.get(n) != theirs.get(n)]
+    if differing:
+        raise ValueError(
+            f"another corpus stands at {uri} (its {differing[0]} differs): "
+            "choose another URI, or remove that one first"
+        )
 
 
 def standing_shards(

@@ -90,6 +90,9 @@ def _sentence(error: jsonargparse.ArgumentError, fields: Collection[str]) -> str
         text = f"unrecognized arguments: --{key[1]}.{key[2]}"
     if key := re.match(r"Group '([\w.]+)' does not accept option '([\w.]+)'", text):
         text = f"unrecognized arguments: --{key[1]}.{key[2]}"
+    if key := re.match(r'Parser key "([\w.]+)": Unable to load config', text):
+        inner = ", ".join(f"--{name}" for name in fields if name.startswith(f"{key[1]}."))
+        text = f"--{key[1]} takes no value of its own: give its fields ({inner})"
     if key := re.match(r"unrecognized arguments: --([\w.]+)", text):
         meant = difflib.get_close_matches(key[1], fields, 1)
         text += f" (is --{meant[0]} meant?)" if meant else ""

@@ -226,7 +226,7 @@ def decode_audio(
 
 def _container(data: bytes) -> str:
     """FFmpeg's name of the container; empty for a file of sound alone."""
-    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+    if mp4.begins(data):
         return "mp4"
     return "matroska" if data[:4] == b"\x1a\x45\xdf\xa3" else ""
 

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+import mmap
 import re
 
 # An hour of sound and pictures has 400,000.
 MAX_PACKETS = 1_000_000
 # The count of packets in an MP4's tables; cmov is a header in zlib.
+_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TABLES = re.compile(rb"(?s)(?:stsz|stz2)(?=.{8}(.{4}))|trun(?=.{4}(.{4}))|cmov")
 
 
-def packets_claimed(mp4: bytes) -> int:
+def begins(head: bytes) -> bool:
+    """Whether a file that begins with these 8 bytes or more is an MP4."""
+    return head[4:8] in _FIRST_BOXES
+
+
+def packets_claimed(mp4: bytes | mmap.mmap) -> int:
     """What the tables say, true or not: FFmpeg makes room for so many before it looks further.
 
     The tables are looked for as bytes, in every box but the media data, because FFmpeg finds

@@ -59,13 +59,11 @@ def register(
     name: str,
     run_id: str,
     evaluations: Mapping[str, Evaluation],
-    alias: str | None = CANDIDATE,
 ) -> int:
-    """Register the model folder that was logged in a run; returns the version.
+    """Register the model folder that was logged in a run, as the candidate; returns the version.
 
     Args:
         evaluations: what it scored, by a name such as ``s4_test``; the promotion gate reads them.
-        alias: given to the new version.
 
     Raises:
         ValueError: the name is not allowed, or the run holds no model folder.
@@ -88,8 +86,7 @@ def register(
         if error.error_code != "RESOURCE_ALREADY_EXISTS":
             raise
     version = client.create_model_version(name, source, run_id, tags=tags)
-    if alias is not None:
-        client.set_registered_model_alias(name, alias, str(version.version))
+    client.set_registered_model_alias(name, CANDIDATE, str(version.version))
     return int(version.version)
 
 

@@ -55,7 +55,7 @@ class Backlog:
     def take(self) -> list[dict[str, Any]]:
         """The oldest entries, which stay in the queue until they are ``done``.
 
-        None when it is empty, or closed.
+        None of them when it is empty, or closed.
         """
         with self._lock:
             self._taken = []

@@ -1,29 +1,37 @@
-"""Video files: reading their frames and sound, and writing H.264.
+"""Video files: reading their frames and sound, a frame for each second, and writing H.264.
 
 Shapes: H, W height and width in pixels; N samples.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import mmap
+from collections.abc import Iterable, Iterator, Sequence
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from infra import mp4
 from infra.media import MAX_PIXELS, MAX_SECONDS, SAMPLE_RATE, to_pcm16
 
-_FORMATS = ("avi", "matroska", "mov", "mp4", "mpeg", "mpegts", "webm")
+# FFmpeg's names: of what begins as an MP4, and of the rest.
+_MP4, _OTHERS = ("mov", "mp4"), ("avi", "matroska", "mpeg", "mpegts", "webm")
+
+# Of the 16 equally spaced frames of a second, AVSBench keeps the last.
+_PART = 15 / 16
 
 
 def read_video(
     source: str | Path, *, max_seconds: float = MAX_SECONDS
-) -> tuple[Iterator[tuple[float, np.ndarray]], tuple[np.ndarray, int]]:
-    """Frames and sound of a video file.
+) -> tuple[tuple[Iterator[tuple[float, np.ndarray]], float | None], tuple[np.ndarray, int]]:
+    """Frames and sound of a video file, each with its rate.
 
     Returns:
-        an iterator of ``(time in seconds, uint8 [H, W, 3])``, and ``(float32 [N], rate)``; a
-        video without sound has N = 0.
+        ``(iterator of (time in seconds, uint8 [H, W, 3]), frames a second)``, the rate being None
+        where the file does not tell; and ``(float32 [N], samples a second)``, where a video
+        without sound has N = 0.
 
     Raises:
         ValueError: not a video, or longer than ``max_seconds``.
@@ -47,25 +55,42 @@ def read_video(
                 raise ValueError(
                     f"{source} lasts {length:.0f} s, more than the {max_seconds:.0f} s allowed"
                 )
+            rate = float(picture.guessed_rate) if picture.guessed_rate else None
             sound = _read_video_sound(container, max_seconds)
     except av.FFmpegError as error:
         raise ValueError(f"{source} cannot be decoded as a video: {error.strerror}") from None
-    return _video_frames(source, max_seconds), sound
+    return (_video_frames(source, max_seconds), rate), sound
 
 
 def _open_video(source: str | Path) -> Any:
     """A container that is a file of its own: a play list could lead to other files or hosts."""
     import av
 
-    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(_FORMATS)}
+    formats = _MP4 if _is_mp4(source) else _OTHERS
+    options = {"protocol_whitelist": "file", "format_whitelist": ",".join(formats)}
     try:
         # What the tags say does not matter, so neither does how it is spelled.
         return av.open(str(source), options=options, metadata_errors="ignore")
     except av.FFmpegError as error:
         raise ValueError(
             f"{source} cannot be opened as a video ({error.strerror}): give one of "
-            + ", ".join(_FORMATS)
+            + ", ".join(sorted((*_MP4, *_OTHERS)))
         ) from None
+
+
+def _is_mp4(source: str | Path) -> bool:
+    """Whether it begins as one; ValueError where it claims more packets than are made room for."""
+    try:
+        with Path(source).open("rb") as file:
+            if not mp4.begins(file.read(8)):
+                return False
+            with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as data:
+                claimed = mp4.packets_claimed(data)
+    except OSError as error:
+        raise ValueError(f"{source} cannot be opened as a video ({error.strerror})") from None
+    if claimed > mp4.MAX_PACKETS:
+        raise ValueError(f"{source} claims more than the {mp4.MAX_PACKETS} packets allowed")
+    return True
 
 
 def _read_video_sound(container: Any, max_seconds: float) -> tuple[np.ndarray, int]:
@@ -103,8 +128,59 @@ def _video_frames(source: str | Path, max_seconds: float) -> Iterator[tuple[floa
         raise ValueError(f"{source} is damaged in the middle: {error.strerror}") from None
 
 
+def frames_a_second(
+    pictures: Iterable[tuple[float, np.ndarray]],
+    count: int | None = None,
+    *,
+    rate: float | None = None,
+) -> Iterator[np.ndarray]:
+    """One frame for each second, the one that AVSBench takes.
+
+    Of second l that is frame ``int((l + 15/16) * round(rate))``, and the last one where the video
+    ends before (its preprocess_scripts/preprocess_s4.py). So a second is ``round(rate)`` frames
+    however long they last: 24 s at 12.5 frames a second are 25 of them. AVSBench reads through
+    FFmpeg, which makes the rate constant: where frames are left out, the one before stands in.
+
+    Args:
+        pictures: time in seconds and picture, in the order of time. No more are taken than are
+            needed, and one is held at a time.
+        count: of seconds. By default as many as the video has, the last one if at least half of
+            it is there.
+        rate: frames a second, as ``read_video`` gives it; by default, that of the frames so far.
+    """
+    second = number = 0
+    first, whole = 0.0, 1
+    held: np.ndarray | None = None
+    for order, (moment, image_HW3) in enumerate(pictures):
+        if held is None:
+            first = moment
+        elif moment > first:
+            pace = rate or order / (moment - first)
+            # AVSBench rounds what FFmpeg prints, two decimals: 12.5 is 12, however it was counted.
+            whole = max(round(round(pace, 2)), 1)
+            number = round((moment - first) * pace)
+            # Taken once one behind it has come: only then is it known that none comes in between.
+            while number > int((second + _PART) * whole):
+                yield held
+                second += 1
+                if second == count:
+                    return
+        held = image_HW3
+    if held is None:
+        return
+    if count is None:
+        half_there = 2 * (number + 1 - second * whole) >= whole
+        count = second + 1 if half_there or second == 0 else second
+    for _ in range(count - second):
+        yield held
+
+
 def write_video(
-    target: Path, frames: Sequence[np.ndarray], *, rate: int, wave_N: np.ndarray | None = None
+    target: Path,
+    frames: Sequence[np.ndarray],
+    *,
+    rate: int | Fraction,
+    wave_N: np.ndarray | None = None,
 ) -> None:
     """An H.264 mp4 of uint8 ``[H, W, 3]`` frames (even sides) at ``rate`` frames a second.
 

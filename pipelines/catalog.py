@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -84,12 +85,34 @@ class CatalogConfig:
 
 
 def find_media(media: MediaConfig) -> Offer:
-    """What there is to look at; media from Debian packages are fetched where need be."""
+    """What there is to look at; media from Debian packages are fetched where need be.
+
+    Raises:
+        ValueError: they would lie on this machine, and the tasks of the cluster run on others.
+    """
     sources = {name: getattr(media, name) for name in READERS if getattr(media, name) is not None}
     folder = media.folder
+    alone = cluster.works_here_alone()
     if media.debian or (folder is None and not sources):
-        folder = str(debian_media.fetch(storage.cache_folder(), progress=logger.info))
-    return Offer(folder, sources)
+        cache = storage.cache_folder()
+        # A cache that a person has named may be a disk that all machines share.
+        if not alone and not os.environ.get("SAVE_CACHE"):
+            raise ValueError(
+                f"the media from Debian packages would lie in {cache / 'media'} on this machine "
+                "alone, and the tasks of this cluster run on others: run pipelines/catalog.py "
+                "without a cluster to fetch them, copy that folder to s3:// or to a disk that all "
+                "machines share, and name it with --media.folder"
+            )
+        folder = str(debian_media.fetch(cache, progress=logger.info))
+    offer = Offer(folder, sources)
+    local = sorted(uri for uri in offer.roots.values() if not uri.startswith("s3://"))
+    if local and not alone:
+        logger.warning(
+            "the tasks of this cluster run on other machines too, and all of them have to see %s: "
+            "a disk that they share, or else copy it to s3://",
+            " and ".join(local),
+        )
+    return offer
 
 
 def look_at_media(

@@ -24,20 +24,13 @@ log = logging.getLogger("evaluate")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CorpusChoice:
-    """The corpus to score on."""
-
-    uri: str
-    """A path, file:// or s3:// URI."""
-
-
-@dataclass(frozen=True, kw_only=True)
 class EvaluateConfig:
     """What is scored, on what."""
 
     model: str
     """A model folder (path or s3://), models:/name@alias, or runs:/<run id>/model."""
-    corpus: CorpusChoice
+    corpus: str
+    """The corpus to score on: a path, file:// or s3:// URI."""
     split: str = "test"
     """The split of the corpus."""
     limit: int | None = None
@@ -48,7 +41,7 @@ class EvaluateConfig:
     """Also register the model there under this name, with its scores, as the candidate."""
     experiment: str = DEFAULT_EXPERIMENT
     """The experiment of MLflow that they are written to."""
-    tracking_uri: str | None = None
+    tracking: str | None = None
     """sqlite:///path, http:// or https://; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
     sam_checkpoint: str | None = None
     """SAM's published weights (path or URI), for a model that stands on them."""
@@ -65,11 +58,11 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
     """
     if config.limit is not None and config.limit < 1:
         raise ValueError(f"limit must be at least 1, got {config.limit}")
-    corpus = Corpus.open(config.corpus.uri)
+    corpus = Corpus.open(config.corpus)
     # Real footage may be of one class only; then there is nothing to swap.
     sounds = SOUNDS if can_swap(corpus, config.split) else ("own", "silence")
     model = load_model(
-        registry.resolve(config.model, config.tracking_uri),
+        registry.resolve(config.model, config.tracking),
         sam_checkpoint=config.sam_checkpoint,
         vggish_checkpoint=config.vggish_checkpoint,
     ).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -96,7 +89,7 @@ def evaluate(config: EvaluateConfig) -> dict[str, Any]:
 
 def _write(config: EvaluateConfig, corpus: Corpus, summary: dict[str, Any]) -> dict[str, Any]:
     """Write the scores to a run of their own, and register the model if that is asked for."""
-    tracker = Tracker(config.tracking_uri, config.experiment)
+    tracker = Tracker(config.tracking, config.experiment)
     kind = corpus.manifest["kind"]
     written: dict[str, Any] = {}
     with tracker.run(f"evaluate {config.split}") as run:
@@ -106,7 +99,7 @@ def _write(config: EvaluateConfig, corpus: Corpus, summary: dict[str, Any]) -> d
         written["run_id"] = run.id
         if config.register:
             with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
-                folder = registry.resolve(config.model, config.tracking_uri)
+                folder = registry.resolve(config.model, config.tracking)
                 copy_model(folder, Path(temporary))
                 run.log_model(Path(temporary))
             evaluation = registry.Evaluation(

@@ -1,8 +1,8 @@
 """Masks of what sounds, in one's own video or in a photo with a sound.
 
-A video is looked at once a second, as AVSBench does: second l is answered from the frame at
-l + 15/16 s and the 0.96 s of sound that VGGish's example l covers. A photo is answered with the
-loudest example of its sound.
+A video is looked at once a second, as AVSBench does: second l is answered from the frame that
+``infra.video.frames_a_second`` takes and the 0.96 s of sound that VGGish's example l covers. A
+photo is answered with the loudest example of its sound.
 
 Shapes: T seconds, H x W pixels, S the side of the model's input, N samples of sound, M mels of an
 example (96), F mel bands (64).
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from infra import media, registry, storage
 from infra.config import main
-from infra.video import read_video, write_video
+from infra.video import frames_a_second, read_video, write_video
 from model import SAVE
 from training.evaluation import predict_clip
 from training.models import load_model
@@ -35,8 +35,6 @@ from training.samples import EXAMPLE_HOP, EXAMPLE_SAMPLES, clip_log_mel, normali
 log = logging.getLogger("predict")
 
 VIDEOS = (".mp4", ".mov", ".mkv", ".webm", ".avi", ".m4v")
-# Within a second, AVSBench takes the last of 16 equally spaced frames.
-FRAME_AT = 15 / 16
 # The overlay video is scaled down to this; masks keep the video's own size.
 OVERLAY_SIDE = 640
 PADDING = (124, 116, 104)
@@ -58,7 +56,7 @@ class PredictConfig:
     """How a frame becomes square: squashed, as in training, or padded, its shape kept."""
     max_seconds: float = 300.0
     """Longer videos and sounds are refused."""
-    tracking_uri: str | None = None
+    tracking: str | None = None
     """The registry of models:/ and runs:/; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
     sam_checkpoint: str | None = None
     """SAM's published weights (path or URI), for a model that stands on them."""
@@ -81,8 +79,10 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         )
     with _local(config.input) as source:
         if is_video:
-            pictures, (wave_N, rate) = read_video(source, max_seconds=config.max_seconds)
-            frames = sampled_frames(pictures)
+            (pictures, frame_rate), (wave_N, rate) = read_video(
+                source, max_seconds=config.max_seconds
+            )
+            frames = frames_a_second(pictures, rate=frame_rate)
         else:
             frames = iter([_photo(config.input)])
         if config.sound is not None:
@@ -93,7 +93,7 @@ def predict(config: PredictConfig) -> dict[str, Any]:
         elif not is_video:
             wave_N = loudest_example(wave_N)
         model = load_model(
-            registry.resolve(config.model, config.tracking_uri),
+            registry.resolve(config.model, config.tracking),
             sam_checkpoint=config.sam_checkpoint,
             vggish_checkpoint=config.vggish_checkpoint,
         ).to("cuda" if torch.cuda.is_available() else "cpu")
@@ -145,27 +145,6 @@ def _answer(
         "forward_seconds": round(forward_seconds, 3),
         "frames_per_second": round(len(covered) / max(forward_seconds, 1e-9), 2),
     }
-
-
-def sampled_frames(pictures: Iterable[tuple[float, np.ndarray]]) -> Iterator[np.ndarray]:
-    """One frame a second: the latest that is not after l + 15/16 s.
-
-    A last second that is at least half there is answered from the last frame.
-
-    Args:
-        pictures: time in seconds and picture, in the order of time.
-    """
-    second = 0
-    held: np.ndarray | None = None
-    before = now = 0.0
-    for moment, image_HW3 in pictures:
-        while held is not None and moment > second + FRAME_AT:
-            yield held
-            second += 1
-        held, before, now = image_HW3, now, moment
-    end = now + (now - before)
-    if held is not None and (second == 0 or end >= second + 0.5):
-        yield held
 
 
 def loudest_example(wave_N: np.ndarray) -> np.ndarray:

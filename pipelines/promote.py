@@ -34,7 +34,7 @@ class PromoteConfig:
     """Its score that decides; higher is better."""
     epsilon: float = 0.0
     """How far the candidate may stay below the champion."""
-    tracking_uri: str | None = None
+    tracking: str | None = None
     """sqlite:///path, http:// or https://; $MLFLOW_TRACKING_URI or sqlite:///runs/mlflow.db."""
     sam_checkpoint: str | None = None
     """SAM's published weights (path or URI), for a model that stands on them."""
@@ -52,7 +52,7 @@ def promote(config: PromoteConfig) -> dict[str, Any]:
     """
     if config.epsilon < 0:
         raise ValueError(f"epsilon must not be negative, got {config.epsilon}")
-    client = open_client(config.tracking_uri)
+    client = open_client(config.tracking)
     candidate = registry.version_of(client, config.name, registry.CANDIDATE)
     if candidate is None:
         raise ValueError(

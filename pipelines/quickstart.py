@@ -10,7 +10,7 @@ import logging
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -61,8 +61,9 @@ class QuickstartConfig:
 
     folder: str = "runs/quickstart"
     """Everything but the media goes here."""
-    media: MediaConfig = field(default_factory=MediaConfig)
-    """Where pictures and sounds come from."""
+    media_folder: str | None = None
+    """A copy of $SAVE_CACHE/media from another machine, as a path or URI; without one the packages
+    are fetched from Debian."""
     synthetic: Samples
     """Samples of the synthetic corpus."""
     miniature_s4: Counts
@@ -158,7 +159,9 @@ class Story:
     def make_catalog(self) -> Catalog:
         """The catalog of all media, fetched where need be."""
         catalog = make_catalog(
-            CatalogConfig(uri=str(self.folder / "catalog"), media=self.job.media)
+            CatalogConfig(
+                uri=str(self.folder / "catalog"), media=MediaConfig(folder=self.job.media_folder)
+            )
         )
         counts = catalog.summary()
         console.say(
@@ -337,7 +340,7 @@ class Story:
         version = registry.register(
             tracker.client, name=MODEL_NAME, run_id=run.id, evaluations={what: evaluation}
         )
-        gate = promote.PromoteConfig(name=MODEL_NAME, evaluation=what, tracking_uri=tracker.uri)
+        gate = promote.PromoteConfig(name=MODEL_NAME, evaluation=what, tracking=tracker.uri)
         try:
             promote.promote(gate)
         except ValueError as refusal:

@@ -20,11 +20,11 @@ from infra.corpus import MANIFEST, Corpus, Refused, Sample, ShardRecord
 from pipelines.catalog import MediaConfig, check_parallelism, find_media, look_at_media
 from synth.catalog import Catalog
 from synth.distribute import ShardTask, Shared, workers, write_shards
-from synth.plan import plan_digest, plan_shards
+from synth.plan import drawn_from, plan_digest, plan_shards
 from synth.pools import Pools, Selected, select, split_assets
 from synth.publish import publish
 from synth.recipe import Recipe, Samples
-from synth.render import KIND, make_sample, make_samples
+from synth.render import KIND, make_samples
 from synth.rows import Rows
 
 logger = logging.getLogger(__name__)
@@ -46,7 +46,7 @@ SHARED_NOTE = (
 )
 # Kinds of refusals that are no damage: there is nothing to mend. Of Debian's media they are most.
 RULINGS = ("speech", "drawing", "duplicate")
-_TRIED = 4
+_TRIED = 16
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,11 +95,13 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
     retries = storage.retries()
     recipe = _recipe(job)
     beside = storage.join(job.uri, "catalog")
-    catalog = _catalog(job, beside, destination=beside)
+    # Beside a corpus that stands nothing is left: this job may still turn out to be another's.
+    stands = storage.exists(storage.join(job.uri, MANIFEST))
+    catalog = _catalog(job, beside, destination=None if stands else beside)
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
-    grown = _check_place(job, recipe, catalog)
+    grown = _check_place(job, recipe, catalog, chosen.sources)
     if job.catalog is None:
         held.check()
         if grown:
@@ -116,7 +118,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         )
     written = write_shards(
         job.uri,
-        _tasks(catalog, recipe, job.seed),
+        _tasks(chosen.sources, recipe, job.seed),
         partial(_make, pools=Shared(pools), recipe=recipe, seed=job.seed, roots=catalog.roots),
         parallelism=job.parallelism,
         max_refused=recipe.max_refused,
@@ -133,7 +135,7 @@ def _synthesize(job: SynthesizeConfig, held: lease.Held) -> dict[str, Any]:
         kind=KIND,
         seed=job.seed,
         recipe=config.to_dict(recipe),
-        sources={"catalog": catalog.fingerprint},
+        sources=chosen.sources,
         licences=sorted(set().union(*(pool.licences() for pool in pools.values()))),
         refused=[*catalog.refused, *chosen.refused],
         notes=notes,
@@ -171,15 +173,14 @@ def _check_refusals(catalog: Catalog, recipe: Recipe) -> None:
         )
 
 
-def _tasks(catalog: Catalog, recipe: Recipe, seed: int) -> list[ShardTask]:
-    fingerprint = catalog.fingerprint
+def _tasks(sources: dict[str, str], recipe: Recipe, seed: int) -> list[ShardTask]:
     return [
         ShardTask(
             split=plan.split,
             number=plan.number,
             first=plan.first,
             samples=plan.samples,
-            plan=plan_digest(plan, catalog_fingerprint=fingerprint, recipe=recipe, seed=seed),
+            plan=plan_digest(plan, sources=sources, recipe=recipe, seed=seed),
         )
         for plan in plan_shards(recipe)
     ]
@@ -265,12 +266,12 @@ def _extended(job: SynthesizeConfig) -> Recipe:
         ValueError: it is of another recipe or seed.
     """
     manifest = Corpus.open(job.uri).manifest
-    ours, theirs = config.to_dict(job.corpus), dict(manifest["recipe"])
-    for name in ours:
-        if name not in ("samples", "grown_from") and ours[name] != theirs.get(name):
+    theirs = dict(manifest["recipe"])
+    for name, ours in drawn_from(job.corpus).items():
+        if ours != theirs.get(name):
             raise ValueError(
                 f"the corpus at {job.uri} cannot be extended by this recipe (its {name} is "
-                f"{theirs.get(name)!r}, not {ours[name]!r}): name the recipe that it was made with"
+                f"{theirs.get(name)!r}, not {ours!r}): name the recipe that it was made with"
             )
     if manifest["seed"] != job.seed:
         raise ValueError(
@@ -283,7 +284,9 @@ def _extended(job: SynthesizeConfig) -> Recipe:
     return dataclasses.replace(job.corpus, grown_from=tuple(earlier))
 
 
-def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> bool:
+def _check_place(
+    job: SynthesizeConfig, recipe: Recipe, catalog: Catalog, sources: dict[str, str]
+) -> bool:
     """Whether the corpus that stands at the URI has to be made anew with what came in.
 
     A mended input is one more that every sample may be drawn from, so that none stays as it was.
@@ -291,19 +294,20 @@ def _check_place(job: SynthesizeConfig, recipe: Recipe, catalog: Catalog) -> boo
     Raises:
         ValueError: a corpus stands there that this job may not change.
     """
-    sources = {"catalog": catalog.fingerprint}
     if job.extend:
-        if Corpus.open(job.uri).manifest["sources"] != sources:
+        theirs = Corpus.open(job.uri).manifest["sources"]
+        differing = [name for name in sources if theirs.get(name) != sources[name]]
+        if differing:
             raise ValueError(
                 f"the corpus at {job.uri} cannot be extended: the media are not those that it was "
-                "made of; name its own, or make another corpus"
+                f"made of (its {differing[0]} differs); name its own, or make another corpus"
             )
         return False
     grown = False
     if job.retry_refused and job.catalog is None:
         with suppress(FileNotFoundError, ValueError):
             earlier = Catalog.read(storage.join(job.uri, "catalog"))
-            before = {"catalog": earlier.fingerprint}
+            before = {**sources, "catalog": earlier.fingerprint}
             if earlier.offered == catalog.offered and before != sources:
                 sources, grown = before, True
     check_free(job.uri, recipe=config.to_dict(recipe), seed=job.seed, sources=sources)
@@ -321,8 +325,8 @@ def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
     _check_refusals(catalog, recipe)
     chosen = select(catalog, recipe)
     pools = split_assets(chosen.catalog, recipe)
-    _check_place(job, recipe, catalog)
-    tasks = _tasks(catalog, recipe, job.seed)
+    _check_place(job, recipe, catalog, chosen.sources)
+    tasks = _tasks(chosen.sources, recipe, job.seed)
     standing = standing_shards(job.uri, {(t.split, t.number): t.plan for t in tasks})
     if job.retry_refused:
         standing = {shard: stands for shard, stands in standing.items() if not stands[1]}
@@ -340,11 +344,11 @@ def _rehearse(job: SynthesizeConfig) -> dict[str, Any]:
         }
         if not own:
             continue
+        make = partial(make_samples, pools[split], recipe, catalog.roots, job.seed, split)
+        numbers = range(own[0].first, own[0].first + min(_TRIED, own[0].samples))
+        list(make(numbers[:1]))  # what a worker does once is not what a sample costs
         start = time.monotonic()
-        tried = [
-            make_sample(pools[split], recipe, catalog.roots, job.seed, split, own[0].first + n)
-            for n in range(min(_TRIED, own[0].samples))
-        ]
+        tried = list(make(numbers))
         spent += (time.monotonic() - start) / len(tried) * samples
         made = [s for s in tried if isinstance(s, Sample)]
         # Beside its members a sample has headers, padding, its json and its row in the index.

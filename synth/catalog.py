@@ -24,7 +24,7 @@ from synth.looked import Looked
 from synth.rows import Rows
 from synth.tables import MEDIA, Background, Clip, Object, Photo, Refused, locate
 
-FORMAT = 2
+FORMAT = 3
 MARKER = "catalog.json"
 
 TABLES: dict[str, type[Any]] = {

@@ -25,7 +25,9 @@ from infra.corpus import Corpus
 from synth.charts import text
 
 UNMASKED = "nothing to mask"
-"""What stands for the samples in which no class of the picture sounds."""
+"""What stands for the samples whose masks are all empty."""
+UNSTATED = "no class stated"
+"""What stands for the others that name no class: MS3's table, for one, does not say what sounds."""
 
 _MOST_FIGURES = 160
 _MOST_PER_CLASS = 4
@@ -101,8 +103,8 @@ def _choose(corpus: Corpus, tables: Mapping[str, pa.Table]) -> tuple[dict[str, l
     total: Counter[str] = Counter()
     for split in tables:
         total.update(corpus.manifest["splits"][split]["classes"])
-    most = sorted(total, key=lambda name: (-total[name], name))[: _MOST_FIGURES - 1]
-    names = [*sorted(most), UNMASKED]
+    most = sorted(total, key=lambda name: (-total[name], name))[: _MOST_FIGURES - 2]
+    names = [*sorted(most), UNSTATED, UNMASKED]
     per_class = min(_MOST_FIGURES // len(names), _MOST_PER_CLASS)
     drawn = {split: _draw_rows(index, 2 * per_class) for split, index in tables.items()}
     chosen: dict[str, list[_Place]] = {}
@@ -120,11 +122,14 @@ def _choose(corpus: Corpus, tables: Mapping[str, pa.Table]) -> tuple[dict[str, l
 
 
 def _draw_rows(index: pa.Table, most: int) -> dict[str, list[int]]:
-    """Up to ``most`` rows of each class of one split, in an order drawn once for all."""
+    """Up to ``most`` rows of each class of one split, in an order drawn once for all.
+
+    So too those of ``UNSTATED`` and ``UNMASKED``.
+    """
     classes = index["classes"].combine_chunks()
     rank_N = np.random.default_rng(0).permutation(len(index))
-    unmasked_N = unmasked_rows(index)
-    rows = {UNMASKED: unmasked_N[np.argsort(rank_N[unmasked_N])][:most].tolist()}
+    others = {UNSTATED: unstated_rows(index), UNMASKED: unmasked_rows(index)}
+    rows = {name: o_N[np.argsort(rank_N[o_N])][:most].tolist() for name, o_N in others.items()}
     coded = pc.list_flatten(classes).dictionary_encode()
     row_N = pc.list_parent_indices(classes).to_numpy()
     code_N = coded.indices.to_numpy()
@@ -172,19 +177,32 @@ def _figure(
 
 
 def _heard(meta: bytes) -> str:
-    """What a sample without a sounding class sounds of; the index does not tell."""
+    """What a sample that names no class sounds of; the index does not tell."""
     told = json.loads(meta)
     off_screen = told.get("off_screen")
     if off_screen:
         # AVSBench's clips have a yes there, ours the classes.
         names = " and ".join(off_screen) if isinstance(off_screen, list) else "a sound"
         return f"{names} off screen"
-    return "silence" if told.get("sound") == [] else UNMASKED
+    # Only what was made lists its objects and all of its sounds. The list of sounds of real footage
+    # is empty whatever is heard.
+    return "silence" if "objects" in told and told.get("sound") == [] else UNSTATED
 
 
 def unmasked_rows(index: pa.Table) -> np.ndarray:
-    """int ``[N]``: the rows of the samples in which no class of the picture sounds."""
-    return np.flatnonzero(np.asarray(pc.equal(pc.list_value_length(index["classes"]), 0)))
+    """int ``[N]``: the rows of the samples whose masks are all empty."""
+    return np.flatnonzero(_is_unmasked(index))
+
+
+def unstated_rows(index: pa.Table) -> np.ndarray:
+    """int ``[N]``: the rows of the samples that name no class and are not known to be unmasked."""
+    is_unnamed_N = np.asarray(pc.equal(pc.list_value_length(index["classes"]), 0))
+    return np.flatnonzero(is_unnamed_N & ~_is_unmasked(index))
+
+
+def _is_unmasked(index: pa.Table) -> np.ndarray:
+    """bool ``[N]``; an area that was not recorded is none that is empty."""
+    return np.asarray(index["mask_area"].to_numpy() == 0)
 
 
 def count_off_screen(corpus: Corpus, index: pa.Table, rows_N: np.ndarray) -> int:

@@ -67,6 +67,12 @@ class HeldOut:
         splits = self.splits_of(video)
         return f"held out: the video is in AVSBench's {', '.join(splits)}" if splits else ""
 
+    @property
+    def fingerprint(self) -> str:
+        """sha256 of the list; it differs where other videos are held out, or for other splits."""
+        lines = (f"{digest.hex()},{'|'.join(s)}" for digest, s in sorted(self.splits.items()))
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
     def splits_of(self, video: str) -> tuple[str, ...]:
         """The splits that a video is in, such as ``s4_test``; none for what is not held out."""
         return self.splits.get(_digest(video), ())

@@ -7,6 +7,7 @@ Shapes: H, W height and width in pixels; N samples.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from collections.abc import Callable
 from typing import Any, TypeAlias
@@ -75,6 +76,7 @@ def _inspect_sound(candidate: Candidate, data: bytes) -> Clip:
         **_origin(candidate, data),
         class_name=_class_of(candidate),
         video=candidate.video,
+        recording=candidate.recording,
         seconds=round(seconds, 6),
         loudest=round(loudest_second(wave_N, rate), 6),
         rate=rate,
@@ -133,7 +135,8 @@ def _inspect_annotated(
     image_HWC = _decode(data, upright=False)[..., :3]
     picture = _pixel_digest(image_HWC)
     origin = _origin(candidate, data)
-    rows: list[Accepted | Refused] = []
+    rows: list[Object | Refused] = []
+    partial = set(candidate.partial)
     for marked in candidate.annotations:
         ident = f"{candidate.root}:{marked.id}"
         try:
@@ -148,6 +151,7 @@ def _inspect_annotated(
             reason = " ".join(str(error).split())
             kind = "" if reason.startswith("mask: ") else "mask: "
             rows.append(Refused(id=ident, source=candidate.source, reason=kind + reason))
+            partial.add(marked.class_name)
             continue
         rows.append(
             Object(
@@ -162,13 +166,18 @@ def _inspect_annotated(
                 mask_fraction=round(pixels / (image_HWC.shape[0] * image_HWC.shape[1]), 6),
                 mask=rle["counts"],
                 crowd=marked.crowd,
-                partial=marked.class_name in candidate.partial,
+                partial=False,
                 absent="|".join(sorted(candidate.absent)),
                 picture=picture,
                 sha256=hashlib.sha256(f"{picture} {rle['counts']}".encode()).hexdigest(),
             )
         )
-    return rows
+    return [
+        dataclasses.replace(row, partial=row.class_name in partial)
+        if isinstance(row, Object)
+        else row
+        for row in rows
+    ]
 
 
 def _run_lengths(

@@ -1,6 +1,7 @@
 """What was found in whole batches of files, kept until the catalog that they are for stands.
 
-    <catalog>/looked-<sha256 of the batch>.parquet    one column of JSON, a value for each file
+    <catalog>/looked-<sha256 of the batch>.parquet    one column of JSON, a value for each file,
+                                                      and in the metadata their sha256
 
 A batch is known by all that its answers depend on but the bytes of its files: like a catalog that
 stands, it is taken as it is while the same files are offered.
@@ -8,6 +9,7 @@ stands, it is taken as it is while the same files are offered.
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -17,6 +19,7 @@ from infra import storage
 
 PREFIX = "looked-"
 _COLUMN = "rows"
+_SHA256 = b"sha256"
 _LIMIT = 4 << 30
 
 
@@ -26,25 +29,25 @@ class Looked:
     def __init__(self, catalog: str) -> None:
         self.catalog = catalog
 
-    def find(self, batch: str, files: int) -> list[str] | None:
+    def find(self, batch: str) -> list[str] | None:
         """The answers that an earlier run kept for a batch; None where it has to be looked at."""
         try:
             data = pa.BufferReader(storage.read_bytes(self._uri(batch), limit=_LIMIT))
-            table = pq.read_table(data, page_checksum_verification=True)
+            table = pq.read_table(data)
             answers: list[str] = table.column(_COLUMN).to_pylist()
-        except (FileNotFoundError, ValueError, KeyError, OSError):
+            is_whole = (table.schema.metadata or {}).get(_SHA256) == _digest(answers)
+        except (ValueError, TypeError, KeyError, OSError):
             # Arrow tells of most damage by a plain OSError; and a storage that is away is met
             # again at the first file.
             return None
-        return answers if len(answers) == files else None
+        return answers if is_whole else None
 
     def keep(self, batch: str, answers: Sequence[str]) -> None:
         """Write the answers of a batch, whole or not at all."""
         table = pa.table({_COLUMN: pa.array(answers, pa.string())})
+        table = table.replace_schema_metadata({_SHA256: _digest(answers)})
         buffer = pa.BufferOutputStream()
-        pq.write_table(
-            table, buffer, compression="zstd", use_dictionary=False, write_page_checksum=True
-        )
+        pq.write_table(table, buffer, compression="zstd", use_dictionary=False)
         storage.write_bytes(self._uri(batch), buffer.getvalue().to_pybytes())
 
     def clear(self) -> None:
@@ -55,3 +58,7 @@ class Looked:
 
     def _uri(self, batch: str) -> str:
         return storage.join(self.catalog, f"{PREFIX}{batch}.parquet")
+
+
+def _digest(answers: Sequence[str]) -> bytes:
+    return hashlib.sha256("\n".join(answers).encode()).hexdigest().encode()

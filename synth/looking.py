@@ -103,9 +103,13 @@ def _described(catalog: Catalog, candidates: Iterable[Candidate], offered: str) 
     return dataclasses.replace(
         catalog,
         offered=offered,
-        unknown_labels={n: dict(sorted(known.unknown.items())) for n, known in labels.items()},
-        left_out={n: dict(sorted(known.left_out.items())) for n, known in labels.items()},
+        unknown_labels={n: _sorted(known.unknown) for n, known in labels.items()},
+        left_out={n: _sorted(known.left_out) for n, known in labels.items()},
     )
+
+
+def _sorted(counts: Mapping[str, int]) -> dict[str, int]:
+    return dict(sorted(_spelled(dict(counts)).items()))
 
 
 class OfferDigest:
@@ -145,12 +149,12 @@ def _look(
     look = partial(_inspect_row, roots=roots)
     remaining = iter(candidates)
     done = before = refused = 0
-    while batch := list(islice(remaining, _BATCH)):
+    while batch := [_legible(c) for c in islice(remaining, _BATCH)]:
         made: dict[str, list[Any]] = {name: [] for name in TABLES}
         made["refused"] += [refuse(c, c.refusal) for c in batch if c.refusal]
         packed = [_packed(c) for c in batch if not c.refusal]
         known = config.digest({"format": FORMAT, "roots": dict(roots), "candidates": packed})
-        answers = None if looked is None else looked.find(known, len(packed))
+        answers = None if looked is None else looked.find(known)
         if answers is None:
             answers = [a["rows"] for a in map_rows([{"candidate": c} for c in packed], look)]
             if looked is not None:
@@ -167,6 +171,32 @@ def _look(
         earlier = f" ({before} of them by an earlier run)" if before else ""
         logger.info("%d files looked at%s, %d refusals", done, earlier, refused)
     return parts
+
+
+def _legible(candidate: Candidate) -> Candidate:
+    """The same candidate; refused, and spelled in ASCII, where a text of it is no Unicode.
+
+    Names of files that are not UTF-8 come with lone surrogates, as some JSON does; no table and no
+    manifest can hold them.
+    """
+    rows = (candidate, *candidate.annotations)
+    try:
+        "".join(v for row in rows for v in vars(row).values() if isinstance(v, str)).encode()
+    except UnicodeEncodeError:
+        spelled = json.dumps(_spelled(dataclasses.asdict(candidate)))
+        return _unpacked(spelled).refused("text: a name in it is no UTF-8")
+    return candidate
+
+
+def _spelled(value: Any) -> Any:
+    """The same strings, lists and dictionaries with what is no Unicode as escapes."""
+    if isinstance(value, str):
+        return value.encode("utf-8", "backslashreplace").decode()
+    if isinstance(value, (list, tuple)):
+        return [_spelled(item) for item in value]
+    if isinstance(value, dict):
+        return {_spelled(key): _spelled(item) for key, item in value.items()}
+    return value
 
 
 def _packed(candidate: Candidate) -> str:

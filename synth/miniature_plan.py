@@ -28,7 +28,6 @@ _DASHED_EVERY = 20
 _BACKGROUND_SHARE = {"train": 0.5, "val": 0.2, "test": 0.3}
 _MAX_OVERLAP = 0.2
 _TRIES = 300
-_DISTRACTOR_SIDE = (0.16, 0.3)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -266,10 +265,7 @@ def _draw_ways(
     best: list[_Way] = []
     best_overlap = np.inf
     for _ in range(_TRIES):
-        ways = [
-            _draw_way(random, row, long_side if isinstance(row, Object) else _DISTRACTOR_SIDE)
-            for row in cutouts
-        ]
+        ways = [_draw_way(random, row, long_side) for row in cutouts]
         overlap = max(
             overlap_share(_planned_box(a, way_a, frame), _planned_box(b, way_b, frame))
             for frame in (0, FRAMES // 2, FRAMES - 1)

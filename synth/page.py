@@ -2,8 +2,8 @@
 
 One self-contained HTML file without scripts, so that it opens from a disk or a bucket alike. All
 numbers come from the manifest and the shards' indexes; of the shards themselves only the members
-of the samples shown are read, by range, and the metadata of some that show nothing that sounds
-where the recipe wants sounds off screen. The page is at most ``MOST_BYTES`` long however large the
+of the samples shown are read, by range, and the metadata of some with nothing to mask where the
+recipe wants sounds off screen. The page is at most ``MOST_BYTES`` long however large the
 corpus is, and the same for the same corpus.
 """
 
@@ -22,7 +22,15 @@ import pyarrow.compute as pc
 from infra.corpus import Corpus, Refused
 from synth import charts
 from synth.charts import text
-from synth.gallery import UNMASKED, Gallery, count_off_screen, draw_gallery, unmasked_rows
+from synth.gallery import (
+    UNMASKED,
+    UNSTATED,
+    Gallery,
+    count_off_screen,
+    draw_gallery,
+    unmasked_rows,
+    unstated_rows,
+)
 from synth.recipe import TEST, TRAIN, VAL
 
 PAGE = "index.html"
@@ -105,9 +113,10 @@ def _bytes(count: int) -> str:
 
 def _facts(manifest: dict[str, Any]) -> str:
     counts = manifest["splits"].values()
+    classes = {name for split in counts for name in split["classes"]}
     facts = {
         "samples": text(sum(split["samples"] for split in counts)),
-        "classes": text(len({name for split in counts for name in split["classes"]})),
+        "classes": text(len(classes) or "none stated"),
         "shards": text(len(manifest["shards"])),
         "size": _bytes(sum(split["bytes"] for split in counts)),
         "refused": text(manifest["refused"]),
@@ -119,11 +128,15 @@ def _facts(manifest: dict[str, Any]) -> str:
 
 def _splits(manifest: dict[str, Any], tables: Mapping[str, pa.Table]) -> str:
     shards = Counter(record["split"] for record in manifest["shards"])
+    unstated = {split: len(unstated_rows(index)) for split, index in tables.items()}
+    # Most corpora state all classes: no column of zeros for them.
+    is_told = any(unstated.values())
     rows = [
         (
             split,
             manifest["splits"][split]["samples"],
             len(unmasked_rows(index)),
+            *([unstated[split]] if is_told else []),
             int(pc.sum(index["frames"]).as_py() or 0),
             len(manifest["splits"][split]["classes"]),
             shards[split],
@@ -131,7 +144,8 @@ def _splits(manifest: dict[str, Any], tables: Mapping[str, pa.Table]) -> str:
         )
         for split, index in tables.items()
     ]
-    heads = ("split", "samples", UNMASKED, "frames", "classes", "shards", "size")
+    counted = [UNMASKED, UNSTATED] if is_told else [UNMASKED]
+    heads = ("split", "samples", *counted, "frames", "classes", "shards", "size")
     return charts.table(heads, rows)
 
 
@@ -157,8 +171,15 @@ def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: 
     total: Counter[str] = Counter()
     for classes in counts:
         total.update(classes)
+    unstated = sum(len(unstated_rows(index)) for index in tables.values())
+    unnamed = (
+        f"<p>Samples for which no class is stated: {text(unstated)}. It does not follow that "
+        "nothing sounds in them.</p>"
+        if unstated
+        else ""
+    )
     if not total:
-        return "<p>Nothing sounds in any picture of this corpus.</p>"
+        return unnamed or "<p>Nothing sounds in any picture of this corpus.</p>"
     names = sorted(total, key=lambda name: (-total[name], name))
     rows = {name: [classes.get(name, 0) for classes in counts] for name in names[:_MOST_CLASSES]}
     by_split = charts.table(
@@ -167,6 +188,7 @@ def _classes(manifest: dict[str, Any], tables: Mapping[str, pa.Table], gallery: 
     more = len(names) - len(rows)
     return (
         "<p>Samples in whose picture a class sounds; where two do, the sample counts for both.</p>"
+        + unnamed
         + charts.legend(list(tables))
         + charts.stacked_bars(rows, gallery.anchors)
         + (f"<p>And {more:,} classes with fewer samples.</p>" if more else "")

@@ -1,4 +1,4 @@
-"""What every sample will be: a pure function of (catalog, recipe, seed).
+"""What every sample will be: a pure function of (sources, recipe, seed).
 
 All drawing of random numbers happens here and in the two modules that plan a kind of scene, each
 sample from its own generators seeded with (seed, split, number), so that a sample does not depend
@@ -8,9 +8,10 @@ the drawn numbers out.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 from infra.config import digest, to_dict
 from synth.plan_composite import CompositeSpec, plan_composite
@@ -21,7 +22,7 @@ from synth.recipe import SPLITS, Recipe
 SampleSpec: TypeAlias = CompositeSpec | NaturalSpec
 
 # Raised when a change of the code changes what is rendered: shards of an earlier one do not stand.
-RENDERING = 1
+RENDERING = 2
 
 # How often a scene is drawn anew when too little is seen of what sounds, before it is refused.
 ATTEMPTS = 8
@@ -55,12 +56,22 @@ def plan_shards(recipe: Recipe) -> list[ShardPlan]:
     return plans
 
 
-def plan_digest(plan: ShardPlan, *, catalog_fingerprint: str, recipe: Recipe, seed: int) -> str:
-    """sha256 of all that a shard's bytes depend on."""
-    # Other splits' sizes do not touch this shard: a corpus can grow without being made anew.
+def plan_digest(plan: ShardPlan, *, sources: Mapping[str, str], recipe: Recipe, seed: int) -> str:
+    """sha256 of all that a shard's bytes depend on.
+
+    Args:
+        sources: ``Selected.sources``.
+    """
+    return digest([RENDERING, to_dict(plan), dict(sources), drawn_from(recipe), seed])
+
+
+def drawn_from(recipe: Recipe) -> dict[str, Any]:
+    """The fields of a recipe that a sample's bytes depend on.
+
+    How many there are is none of them: a corpus can grow without being made anew.
+    """
     others = ("samples", "grown_from", "max_refused")
-    relevant = {k: v for k, v in to_dict(recipe).items() if k not in others}
-    return digest([RENDERING, to_dict(plan), catalog_fingerprint, relevant, seed])
+    return {name: value for name, value in to_dict(recipe).items() if name not in others}
 
 
 def plan_sample(

@@ -34,14 +34,8 @@ class PlacedSound:
         return self.asset.class_name
 
 
-def draw_sources(
-    rng: np.random.Generator, recipe: Recipe, *, split: str, scene: int, negative: bool = True
-) -> int:
-    """How many of ``scene`` classes sound; -1 for one that is not in the picture.
-
-    Args:
-        negative: whether samples without anything to mask may be drawn.
-    """
+def draw_sources(rng: np.random.Generator, recipe: Recipe, *, split: str, scene: int) -> int:
+    """How many of ``scene`` classes sound; -1 for one that is not in the picture."""
     if split != TRAIN:
         return 1
     count = 1
@@ -52,12 +46,11 @@ def draw_sources(
             count = min(3, scene)
         elif drawn < shares[2] + shares[1]:
             count = 2
-    if negative:
-        drawn = rng.random()
-        if drawn < recipe.silence:
-            return 0
-        if drawn < recipe.silence + recipe.off_screen:
-            return -1
+    drawn = rng.random()
+    if drawn < recipe.silence:
+        return 0
+    if drawn < recipe.silence + recipe.off_screen:
+        return -1
     return count
 
 

@@ -26,6 +26,7 @@ _Row = TypeVar("_Row", Object, Clip)
 # Names and URLs alike: CC BY-NC-SA, CC_BY_NC, /licenses/by-nc/3.0/, Attribution-NonCommercial.
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])NC(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 UNSTATED = ("", "not stated")
+_WHOLLY_MARKED = " and is marked wholly (marks: instance takes the others too)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Selected:
     """By source how many sounds are held out: ``clips`` counts each once, the AVSBench splits each
     sound whose video they have, and many are in several. Only sources with a sound that could be
     compared are listed, so none where the guard is off."""
+    sources: dict[str, str]
+    """Fingerprints of what the choice was made of: the catalog, and the list of videos held out."""
 
 
 def select(catalog: Catalog, recipe: Recipe) -> Selected:
@@ -47,7 +50,8 @@ def select(catalog: Catalog, recipe: Recipe) -> Selected:
     Raises:
         ValueError: nothing is left of the objects or of the sounds.
     """
-    clips, refused, counts = _without_held_out(catalog.clips, recipe)
+    guard = held_out.guard(recipe.held_out, recipe.held_out_tables)
+    clips, refused, counts = _without_held_out(catalog.clips, guard)
     allowed = dataclasses.replace(
         catalog,
         objects=_licensed(catalog.objects, recipe),
@@ -61,13 +65,13 @@ def select(catalog: Catalog, recipe: Recipe) -> Selected:
                 f"none of the {len(getattr(catalog, name))} {name} of the catalog may be used: "
                 "change held_out, allow_non_commercial or allow_unstated, or add media"
             )
-    return Selected(catalog=allowed, refused=refused, held_out=counts)
+    sources = {"catalog": catalog.fingerprint, "held_out_videos": guard.fingerprint}
+    return Selected(catalog=allowed, refused=refused, held_out=counts, sources=sources)
 
 
 def _without_held_out(
-    clips: Rows[Clip], recipe: Recipe
+    clips: Rows[Clip], guard: held_out.HeldOut
 ) -> tuple[Rows[Clip], list[Refused], dict[str, dict[str, int]]]:
-    guard = held_out.guard(recipe.held_out, recipe.held_out_tables)
     codes, videos = clips.coded("video")
     reasons = [guard.reason(video) for video in videos]
     dropped = np.asarray([bool(reason) for reason in reasons] or [False])[codes]
@@ -164,10 +168,11 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
     """The assets of each split.
 
     Where splits have assets of their own, photographs and sounds are dealt out by their content
-    (sounds of one video together), so that each stays in its split whatever else the catalog
-    holds. Otherwise train, val and test share them, and of every class with two or more pictures
-    and two or more sounds the last of each (by id) is in ``unseen`` alone. Backgrounds are dealt
-    out so that no two splits share one; natural scenes have none, and nothing silent beside them.
+    (sounds of one video or recording together), so that each stays in its split whatever else the
+    catalog holds. Otherwise train, val and test share them, and of every class with two or more
+    pictures and two or more sounds the last of each (by id) is in ``unseen`` alone. Backgrounds are
+    dealt out so that no two splits share one; natural scenes have none, and nothing silent beside
+    them.
 
     Raises:
         ValueError: the recipe names classes or backgrounds that the catalog lacks, or a split
@@ -177,7 +182,6 @@ def split_assets(catalog: Catalog, recipe: Recipe) -> dict[str, Pools]:
     every, sounds = catalog.objects.sorted_by_id(), catalog.clips.sorted_by_id()
     if natural:
         every = every.take(every.given("mask"))
-        every = every.take(every.numbers("mask_fraction") >= recipe.min_mask_area)
     objects, clips = by_class(_single(every, recipe)), by_class(sounds)
     classes = _classes(recipe, objects, clips)
     objects, clips = _only(classes, objects), _only(classes, clips)
@@ -217,9 +221,11 @@ def _single(objects: Rows[Object], recipe: Recipe) -> Rows[Object]:
 
 def _is_single(objects: Rows[Object], recipe: Recipe) -> np.ndarray:
     single = ~objects.numbers("crowd")
-    if recipe.scenes == "natural" and recipe.marks == "class":
-        # A mask of all that sounds cannot be told where the source left some unmarked.
-        single &= ~objects.numbers("partial")
+    if recipe.scenes == "natural":
+        single &= objects.numbers("mask_fraction") >= recipe.min_mask_area
+        if recipe.marks == "class":
+            # A mask of all that sounds cannot be told where the source left some unmarked.
+            single &= ~objects.numbers("partial")
     return single
 
 
@@ -290,12 +296,11 @@ def _places(rows: Rows[Any]) -> np.ndarray:
     if rows.row_type is Object:
         codes, pictures = rows.coded("picture")
         return np.asarray([_place(picture) for picture in pictures] or [0.0])[codes]
-    codes, videos = rows.coded("video")
-    of_video = np.asarray([_place(_hash(v)) if v else 0.0 for v in videos] or [0.0])
-    no_video = np.asarray([not video for video in videos] or [True])
-    places = of_video[codes]
-    alone = np.flatnonzero(no_video[codes])
-    places[alone] = [_place(text) for text in rows.take(alone).texts("sha256")]
+    places = np.asarray([_place(text) for text in rows.texts("sha256")])
+    for column in ("recording", "video"):
+        codes, names = rows.coded(column)
+        named = np.asarray([bool(name) for name in names] or [False])[codes]
+        places[named] = np.asarray([_place(_hash(name)) for name in names])[codes[named]]
     return places
 
 
@@ -358,8 +363,9 @@ def _check_enough(split: str, pools: Pools, recipe: Recipe) -> None:
     if recipe.scenes == "natural":
         if pools.photographs is None:
             raise ValueError(
-                f"the split {split!r} has no photograph of a class that has a sound there: add "
-                "media, change asset_shares or set its samples to 0"
+                f"the split {split!r} has no photograph of a class that has a sound there"
+                f"{_WHOLLY_MARKED if recipe.marks == 'class' else ''}: add media, change "
+                "asset_shares or set its samples to 0"
             )
     elif len(pools.classes) < 2:
         raise ValueError(

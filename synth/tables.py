@@ -64,12 +64,14 @@ class Candidate:
     video: str = ""
     """The YouTube id of the video that a sound was cut from, where there is one; or its own name,
     where it is from some video that cannot be told."""
+    recording: str = ""
+    """Of a sound from no video the name of the recording that it was cut from, as others may be."""
     annotations: tuple[Annotation, ...] = ()
     """The objects in an annotated photograph, those of the taxonomy's classes alone."""
     absent: tuple[str, ...] = ()
     """Classes of which the source states that the photograph does not show them."""
     partial: tuple[str, ...] = ()
-    """Classes of which the source states that it did not mark all there are in the photograph."""
+    """Classes of which not all there are in the photograph may be marked in it."""
     refusal: str = ""
     """The reason where the source itself knows that it must not be used."""
 
@@ -113,7 +115,7 @@ class Object:
     crowd: bool
     """Whether it is several objects that nobody told apart."""
     partial: bool
-    """Whether the source says that more of its class is in the picture, unmarked."""
+    """Whether more of its class may be in the picture, unmarked."""
     absent: str
     """Classes that the source states are not in the picture, with ``|`` between them."""
     picture: str
@@ -140,6 +142,8 @@ class Clip:
     origin: str
     video: str
     """As ``Candidate.video``; "" where it is from none."""
+    recording: str = ""
+    """As ``Candidate.recording``; "" where it has no name."""
     seconds: float
     loudest: float
     """Where its loudest second begins, in seconds."""

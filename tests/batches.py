@@ -8,7 +8,7 @@ from dataclasses import fields
 import torch
 
 from training.augmentation import Augmentation
-from training.data import Batch
+from training.batch import Batch
 
 STILL = Augmentation(
     flip=0.0, light=0.0, colour=0.0, gain=(1.0, 1.0), noise=0.0, shift=False, silent_share=0.0

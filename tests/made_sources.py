@@ -223,8 +223,8 @@ def write_esc50(folder: Path, *, clips: int = 4) -> Esc50Config:
     (folder / "audio").mkdir(parents=True, exist_ok=True)
     for target, (name, (_, _, pitch, _)) in enumerate(CLASSES.items()):
         for number in range(clips):
-            filename = f"1-{1000 + number}-A-{target}.wav"
-            lines.append(f"{filename},1,{target},{name},{name == 'dog'},{1000 + number},A")
+            filename, clip = f"1-{1000 + number}-A-{target}.wav", 1000 * target + number
+            lines.append(f"{filename},1,{target},{name},{name == 'dog'},{clip},A")
             sound = media.encode_wav(tone(pitch * 1.03 ** (1 + number), seconds=1.2))
             (folder / "audio" / filename).write_bytes(sound)
     (folder / "meta").mkdir(exist_ok=True)

@@ -183,7 +183,7 @@ def made_batch(step: int, side: int) -> Any:
     """A batch that is a function of the step alone; some masks are empty."""
     import torch
 
-    from training.data import Batch
+    from training.batch import Batch
 
     made = torch.Generator().manual_seed(step)
     mask = (torch.rand(BATCH, 1, side, side, generator=made) < 0.3).float()

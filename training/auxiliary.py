@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from training.data import IGNORED_CELL
+from training.batch import IGNORED_CELL
 
 AUDIO_DIM = 128
 IMAGE_DIM = 256

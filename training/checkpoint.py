@@ -38,7 +38,6 @@ from training.step import Learner, set_learning_rate
 
 OPTIMIZER = "optimizer.safetensors"
 STATE = "state.json"
-FILES = (saved.WEIGHTS, saved.CONFIG, OPTIMIZER, STATE)
 FORMAT_VERSION = 2
 
 MASTER = "weights"

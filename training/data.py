@@ -12,13 +12,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from infra.corpus import Corpus, Sample
 from infra.masks import sample_mask_rle
@@ -33,6 +32,7 @@ from training.augmentation import (
     resound,
     sound_draw,
 )
+from training.batch import IGNORED_CELL, Batch
 from training.order import Window, sample_order
 from training.samples import (
     EXAMPLE_SAMPLES,
@@ -46,7 +46,6 @@ from training.samples import (
 )
 
 PATCH = 16
-IGNORED_CELL = -100
 
 _MASK_MEMBER = re.compile(r"mask(\d+)\.png")
 # Samples with a sound off screen too are not told by the index: another is drawn.
@@ -54,27 +53,6 @@ _SOUND_DRAWS = 16
 
 Place = tuple[int, int]
 """``(epoch, sample)``, as ``sample_order`` gives them."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Batch:
-    """Training samples of one step, or a rank's share of them."""
-
-    image_B3SS: Tensor
-    log_mel_B1MF: Tensor
-    mask_B1SS: Tensor
-    """float32, 0 or 1."""
-    class_BC: Tensor
-    """Shares of the classes heard: a row sums to 1, or to 0 where nothing known is heard."""
-    cell_BGG: Tensor
-    """Class of the object at the centre of each grid cell, C for background, -100 unknown."""
-
-    def __len__(self) -> int:
-        return len(self.image_B3SS)
-
-    def to(self, device: torch.device) -> Batch:
-        """The same batch on another device."""
-        return Batch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
 
 
 class FrameSamples:

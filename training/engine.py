@@ -15,7 +15,7 @@ import torch
 import torch.distributed
 from torch import Tensor
 
-from training.data import Batch
+from training.batch import Batch
 from training.recipe import TrainConfig
 from training.step import Learner, split_batch
 

@@ -29,9 +29,10 @@ from infra.corpus import Corpus
 from model import build_save, saved
 from training import checkpoint, models
 from training.accounts import Accounts, matrix_peak
+from training.batch import Batch
 from training.checkpoint import Progress
 from training.checkpoint_store import CheckpointStore
-from training.data import Batch, FrameSamples
+from training.data import FrameSamples
 from training.engine import start_engine, take_batch
 from training.few_shot import few_shot_rows
 from training.prefetch import batches
@@ -192,7 +193,7 @@ class _Run:
             if done % config.log_every == 0 or saving:
                 self._log(done, pending)
                 pending = []
-                saving = self._is_noticed() or saving
+                saving = self._take_notice() or saving
             if validating:
                 self._validate(done)
             elif saving:
@@ -260,7 +261,7 @@ class _Run:
             left = (self.steps - done) * self.config.batch / pace["samples_per_second"]
             self.board.post({**point, SECONDS_LEFT: left})
 
-    def _is_noticed(self) -> bool:
+    def _take_notice(self) -> bool:
         """Whether a node is about to be taken away, the first time that this is known."""
         # All ranks ask, and Ray gives all of them the same answer.
         notice = ray.train.get_preemption_info()

@@ -10,7 +10,8 @@ from contextlib import contextmanager, suppress
 import torch
 import torch.utils.data
 
-from training.data import Batch, FrameSamples, Place
+from training.batch import Batch
+from training.data import FrameSamples, Place
 
 _PREFETCHED_BATCHES = 4
 # Shards are asked for this many steps before and after they are next looked at.

@@ -60,7 +60,7 @@ def run_stage(
     told, config = config, _absolute(config, folder)
     corpus = _check(config)
     learned = digest({**config.what_is_learned(), "corpus_sha256": corpus.sha256})
-    summary = _finished(folder, learned)
+    summary = _finished(config, folder, learned)
     if summary is None:
         with lease.hold(folder, owner=cluster.job_name("training")) as held:
             document = {"digest": learned, "parent": told.parent, "config": to_dict(config)}
@@ -137,7 +137,7 @@ def _check(config: TrainConfig) -> Corpus:
     return corpus
 
 
-def _finished(folder: str, learned: str) -> dict[str, Any] | None:
+def _finished(config: TrainConfig, folder: str, learned: str) -> dict[str, Any] | None:
     """The summary of a stage that was trained before; refuses the folder of another one."""
     for name in (SUMMARY, CONFIG):
         path = storage.join(folder, name)
@@ -146,13 +146,37 @@ def _finished(folder: str, learned: str) -> dict[str, Any] | None:
         document = json.loads(storage.read_bytes(path))
         if document["digest"] != learned:
             raise ValueError(
-                f"{folder} holds a run of another configuration or corpus: give this one another "
-                "stage or output, or remove that folder"
+                f"{folder} holds a run of another configuration or corpus"
+                f"{_difference(config, folder)}: give this one another stage or output, or remove "
+                "that folder"
             )
         if name == SUMMARY:
             assert isinstance(document["summary"], dict)
             return document["summary"]
     return None
+
+
+def _difference(config: TrainConfig, folder: str) -> str:
+    """The first field in which the run of a folder differs; "" where it is none, or unknown."""
+    path = storage.join(folder, CONFIG)
+    if not storage.exists(path):
+        return ""
+    theirs = _dotted(json.loads(storage.read_bytes(path))["config"])
+    for name, ours in _dotted(to_dict(config)).items():
+        if name.split(".")[0] in config.what_is_learned() and theirs.get(name) != ours:
+            return f" (its {name} is {theirs.get(name)!r}, not {ours!r})"
+    return ""
+
+
+def _dotted(values: dict[str, Any], above: str = "") -> dict[str, Any]:
+    """The fields of all depths by their dotted names."""
+    found: dict[str, Any] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            found |= _dotted(value, f"{above}{name}.")
+        else:
+            found[above + name] = value
+    return found
 
 
 def _fit(

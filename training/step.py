@@ -1,4 +1,4 @@
-"""One optimisation step, with torch alone.
+"""One optimisation step, with torch and the model alone: no Ray, no DeepSpeed, no corpus.
 
 ``Learner`` is what is trained: SAVE and, where the corpus knows its classes, the class heads. The
 distributed loop runs the same ``Learner`` inside DeepSpeed; ``train_step`` is the same step
@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from model import SAVE
 from training.auxiliary import ClassHeads
-from training.data import Batch
+from training.batch import Batch
 from training.loss import mask_loss
 
 

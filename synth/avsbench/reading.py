@@ -63,6 +63,7 @@ def to_sample(row: ClipRow, odd: list[str] | None = None) -> Sample:
         "classes": _classes(row),
         "frames": FRAMES[row.entry.subset],
         "audio_seconds": wave_N.size / media.SAMPLE_RATE,
+        # Of footage nobody lists what is mixed in its sound: empty there, and no silence.
         "sound": list(row.clips),
         "mask_area": float(np.mean(shares)),
         "loudness_db": loudness_db(wave_N.astype(np.float32) / 32768.0),

@@ -30,6 +30,7 @@ from synth.tables import Candidate
 from synth.taxonomy import Labels
 
 NAME = "audioset"
+ONTOLOGY = "ontology.json"
 
 _COLUMNS = ("YTID", "start_seconds", "end_seconds", "positive_labels")
 # The published one has 340 kB.
@@ -50,9 +51,10 @@ class AudioSetConfig:
     """The tables, below the folder. Those that it lacks are passed over, but for all of them."""
     audio: str = ""
     """The folder of the clips, below the folder; empty for the whole of it."""
-    ontology: str = ""
-    """AudioSet's ontology.json, below the folder. With it a sound that is a kind of a class counts
-    as the class, and what includes the class's sounds (Animal) is no further label."""
+    ontology: str | None = None
+    """AudioSet's ontology, below the folder; ontology.json where that is there, and "" for none.
+    With it a sound that is a kind of a class counts as the class, and what includes the class's
+    sounds (Animal) is no further label; without it few clips are of one class alone."""
     pure: bool = True
     """Leave out clips with any further label, be it Speech or Music or one without a class."""
 
@@ -61,13 +63,13 @@ def candidates(source: AudioSetConfig, labels: Labels) -> Iterator[Candidate]:
     """Every clip with the sound of just one class, in the order of the tables.
 
     ``labels.left_out`` counts clips with several classes, with further labels, and without a file,
-    rows whose file another row names as well, and the tables that are not there.
+    rows whose file another row names as well, and the tables and the ontology that are not there.
 
     Raises:
         FileNotFoundError: there is no ontology where one is named.
         ValueError: none of the tables is there, or one of them or the ontology is no such file.
     """
-    ontology = read_ontology(source) if source.ontology else Ontology()
+    ontology = _ontology(source, labels)
     files = clip_files(source.folder, source.audio)
     found = Files(labels)
     for table in _tables(source, labels):
@@ -122,14 +124,24 @@ class Ontology:
     """By a MID outside the taxonomy one in it, of the class whose sound it is a kind of."""
 
 
-def read_ontology(source: AudioSetConfig) -> Ontology:
-    """The ontology that ``source`` names.
+def _ontology(source: AudioSetConfig, labels: Labels) -> Ontology:
+    if source.ontology:
+        return read_ontology(storage.join(source.folder, source.ontology))
+    usual = storage.join(source.folder, ONTOLOGY)
+    if source.ontology is None and storage.exists(usual):
+        return read_ontology(usual)
+    if source.ontology is None:
+        labels.left_out[f"no file {ONTOLOGY}"] += 1
+    return Ontology()
+
+
+def read_ontology(uri: str) -> Ontology:
+    """What AudioSet's ontology.json says.
 
     Raises:
         FileNotFoundError: there is none.
         ValueError: the file is none, or larger than 4 MiB.
     """
-    uri = storage.join(source.folder, source.ontology)
     data = storage.read_bytes(uri, limit=_MAX_ONTOLOGY)
     try:
         edges = [(child, row["id"]) for row in json.loads(data) for child in row["child_ids"]]

@@ -32,6 +32,7 @@ from typing import Any, NoReturn
 
 from infra import storage
 from synth import taxonomy
+from synth.sources.clips import YOUTUBE_LICENCE
 from synth.sources.csv_rows import read_cells
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
@@ -46,7 +47,6 @@ _UNNAMED = (7, 3, 2)  # one of them is the split
 _NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # ``{id}``, ``{id}_30``, ``{id}-30``, ``{id}_000030_000040``, ``{id}_000030_seg``
 _VGGSOUND_NAME = re.compile(r"([A-Za-z0-9_-]{11})(?:[_-]\d+(?:[._-]\d+)*)?(?:_seg)?")
-_SOUND_LICENCE = "CC BY 4.0"  # VGGSound's
 # All names of VGGSound make 5 MB.
 _MAX_PICKLE = 32 << 20
 
@@ -98,7 +98,7 @@ def candidates(source: AvsSyntheticConfig, labels: Labels) -> Iterator[Candidate
             source=NAME,
             root=NAME,
             path=source.sound_lists,
-            licence=_SOUND_LICENCE,
+            licence=YOUTUBE_LICENCE,
             # Where the source lies must not show in the corpus.
             refusal=f"unreadable: {str(error).replace(uri, source.sound_lists)}",
         )
@@ -230,6 +230,8 @@ def _photographs(
                 licence=_licence(dataset),
                 origin=f"{dataset} {img_id}".strip(),
                 annotations=annotations,
+                # Objects were picked one by one: nothing says that they are all of their class.
+                partial=tuple(sorted(set(objects[img_id].values()))),
             )
 
 
@@ -255,7 +257,7 @@ def _sounds(
             root=NAME,
             path=path or f"{name}.wav",
             class_name=classes[0],
-            licence=_SOUND_LICENCE,
+            licence=YOUTUBE_LICENCE,
             origin=f"https://www.youtube.com/watch?v={video[1]}" if video else f"VGGSound {name}",
             # All of them are from videos: one that cannot be told is for the guard to hold out.
             video=video[1] if video else name,
@@ -340,10 +342,12 @@ def _plain(data: bytes) -> dict[int, list[str]]:
         if opcode.name in ("PUT", "LONG_BINPUT") and int(argument or 0) > len(data):
             raise ValueError(f"it is damaged ({opcode.name} {argument})")
     content: Any = _PlainUnpickler(io.BytesIO(data)).load()
-    if type(content) is not dict or not all(
-        type(number) is int
-        and type(names) in (list, tuple)
-        and all(type(name) is str for name in names)
+    is_table = type(content) is dict and all(type(n) in (list, tuple) for n in content.values())
+    # A list can be named again in a few bytes.
+    if is_table and sum(map(len, content.values())) > len(data):
+        raise ValueError("it names the same sounds over and over")
+    if not is_table or not all(
+        type(number) is int and all(type(name) is str for name in names)
         for number, names in content.items()
     ):
         raise ValueError("it holds something else than lists of names by class number")

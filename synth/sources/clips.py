@@ -20,6 +20,8 @@ from synth.tables import Candidate
 from synth.taxonomy import Labels
 
 YOUTUBE_LICENCE = "YouTube uploaders' terms; annotations CC BY 4.0"
+# Both ESC-50 and FSD50K were cut from it.
+FREESOUND_CLIP = "freesound.org clip {}"
 
 # Of the same clip in several files the one that lost least is taken.
 _ENDINGS = ("wav", "flac", "ogg", "mp3", "m4a", "mp4")

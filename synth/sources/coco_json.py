@@ -16,12 +16,12 @@ import dataclasses
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import closing
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
 
 from infra import storage
+from synth.sources.database import temporary_database
 from synth.sources.json_records import read_records
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
@@ -41,7 +41,6 @@ Denied = Callable[[Record, Collection[int]], Collection[int]]
 # ``versions`` counts the different records under one id. A category is NULL where it cannot be
 # told, and a segmentation empty where it cannot be used: both still show that something is there.
 _TABLES = """
-    PRAGMA journal_mode = OFF;
     CREATE TABLE photographs (id INTEGER PRIMARY KEY, record TEXT, versions INTEGER);
     CREATE TABLE annotations (
         photograph INTEGER, id INTEGER, category INTEGER, crowd INTEGER, segmentation TEXT,
@@ -67,6 +66,9 @@ _WANTED = """
     ) ON id = photograph WHERE size > 0 ORDER BY id
 """
 _CATEGORIES_OF = "SELECT DISTINCT category FROM annotations WHERE photograph = ?"
+_UNMARKED_OF = """
+    SELECT DISTINCT category FROM annotations WHERE photograph = ? AND segmentation || refusal = ''
+"""
 _USABLE_OF = """
     SELECT id, category, crowd, segmentation, refusal FROM annotations
     WHERE photograph = ? AND segmentation || refusal != '' ORDER BY id
@@ -184,8 +186,7 @@ class _Categories:
 
 def _photographs(uri: str, stem: str, labels: Labels, denied: Denied) -> Iterator[_Photograph]:
     """Every photograph of one file with a usable annotation, by id."""
-    # SQLite's own temporary database: in memory while small, then in a file without a name.
-    with closing(sqlite3.connect("")) as database:
+    with temporary_database() as database:
         database.executescript(_TABLES)
         categories, licences = _read_short_arrays(uri, database, labels)
         _read_annotations(uri, database, labels, categories)
@@ -201,6 +202,7 @@ def _photographs(uri: str, stem: str, labels: Labels, denied: Denied) -> Iterato
             rows = [] if refusal else database.execute(_USABLE_OF, (photograph,))
             marked = {row[0] for row in database.execute(_CATEGORIES_OF, (photograph,))}
             excluded = set(denied(record, categories.names)) - marked
+            unmarked = {row[0] for row in database.execute(_UNMARKED_OF, (photograph,))}
             yield _Photograph(
                 record=record,
                 licence=licences.get(record.get("license"), "") or "not stated",
@@ -221,17 +223,21 @@ def _photographs(uri: str, stem: str, labels: Labels, denied: Denied) -> Iterato
                         if joined <= excluded and None not in marked
                     )
                 ),
-                partial=_partial(record, categories),
+                partial=_partial(record, categories, unmarked),
                 refusal=refusal,
             )
 
 
-def _partial(record: Record, categories: _Categories) -> tuple[str, ...]:
-    """The classes of which LVIS marked some instances alone."""
+def _partial(
+    record: Record, categories: _Categories, unmarked: Collection[int | None]
+) -> tuple[str, ...]:
+    """The classes of which LVIS marked some instances alone, or some marks cannot be used."""
+    if None in unmarked:
+        return tuple(sorted(set(categories.classes.values())))
     listed = record.get("not_exhaustive_category_ids")
     known = listed if isinstance(listed, list) else []
-    found = {categories.classes.get(number) for number in known if isinstance(number, int)}
-    return tuple(sorted(name for name in found if name))
+    numbers = {*unmarked, *(number for number in known if isinstance(number, int))}
+    return tuple(sorted({categories.classes[n] for n in numbers if n in categories.classes}))
 
 
 def _read_short_arrays(

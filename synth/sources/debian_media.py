@@ -41,8 +41,8 @@ MARKER = "media.json"
 _STAMPS = "usr/share/tuxpaint/stamps"
 _APT_SECONDS = 3600
 _ELSEWHERE = (
-    "name a folder of media with --media.folder: one made on another machine, or your own with "
-    "objects/<class>/*.png, sounds/<class>/*.wav and backgrounds/*.jpg"
+    "name a folder of media with --media.folder (of the demo --media_folder): one made on another "
+    "machine, or your own with objects/<class>/*.png, sounds/<class>/*.wav and backgrounds/*.jpg"
 )
 
 Progress = Callable[[str], None]

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from infra import storage
-from synth.sources.clips import Files
+from synth.sources.clips import FREESOUND_CLIP, Files
 from synth.sources.csv_rows import read_rows
 from synth.tables import Candidate
 from synth.taxonomy import Labels
@@ -60,6 +60,8 @@ def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
             continue
         name = row["filename"]
         uri = f"{audio}/{name}"
+        # Several clips are takes of one.
+        origin = FREESOUND_CLIP.format(row["src_file"]) if row["src_file"] else ""
         candidate = Candidate(
             role="sound",
             source=NAME,
@@ -67,7 +69,8 @@ def candidates(source: Esc50Config, labels: Labels) -> Iterator[Candidate]:
             path=uri[len(root) + 1 :],
             class_name=class_name,
             licence="CC BY 3.0" if row["esc10"].lower() == "true" else "CC BY-NC 3.0",
-            origin=f"freesound.org clip {row['src_file']}" if row["src_file"] else "",
+            origin=origin,
+            recording=origin,
         )
         if not name or "/" in name or "\\" in name:
             refused = candidate.refused(

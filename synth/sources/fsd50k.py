@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from infra import storage
-from synth.sources.clips import Files, only_class
+from synth.sources.clips import FREESOUND_CLIP, Files, only_class
 from synth.sources.csv_rows import read_rows
 from synth.tables import Candidate
 from synth.taxonomy import Labels
@@ -115,12 +115,13 @@ def _split_candidates(source: Fsd50kConfig, split: str, labels: Labels) -> Itera
             class_name=class_name,
             licence=licence or "not stated",
             author=author,
-            origin=f"freesound.org clip {clip}",
+            origin=FREESOUND_CLIP.format(clip),
+            recording=FREESOUND_CLIP.format(clip),
         )
         if not _CLIP.fullmatch(clip):
             where = f"{table} row {number}"
             refused = candidate.refused(f"row: {clip[:40]!r} is no number of a Freesound clip")
-            found.add(dataclasses.replace(refused, path=where, origin=""))
+            found.add(dataclasses.replace(refused, path=where, origin="", recording=""))
             continue
         if not licence:
             candidate = candidate.refused(f"licence: {clips_info} states none")

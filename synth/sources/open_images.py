@@ -23,11 +23,11 @@ import re
 import sqlite3
 from collections import Counter
 from collections.abc import Callable, Iterator
-from contextlib import closing
 from dataclasses import dataclass
 
 from infra import storage
 from synth.sources.csv_rows import read_rows
+from synth.sources.database import temporary_database
 from synth.tables import Annotation, Candidate
 from synth.taxonomy import Labels
 
@@ -112,9 +112,7 @@ def candidates(source: OpenImagesConfig, labels: Labels) -> Iterator[Candidate]:
         FileNotFoundError: the table of masks is missing.
         ValueError: it is none, or another one.
     """
-    # An empty name is a database in a temporary file, which nobody else sees and which goes away.
-    with closing(sqlite3.connect("")) as database:
-        database.execute("PRAGMA journal_mode = OFF")
+    with temporary_database() as database:
         database.execute("PRAGMA cache_size = -65536")  # KiB
         database.executescript(_SCHEMA)
         yield from _add_objects(database, source, labels)
@@ -290,6 +288,7 @@ def _photographs(database: sqlite3.Connection, labels: Labels) -> Iterator[Candi
             labels.left_out["licence of which rows differ"] += 1
             licence, author, origin = "not stated", "", ""
         shown = {class_name for _, class_name, _, _ in objects}
+        unmarked = {name for _, name, mask_path, disputed in objects if disputed or not mask_path}
         yield Candidate(
             role="annotated",
             source=NAME,
@@ -300,6 +299,7 @@ def _photographs(database: sqlite3.Connection, labels: Labels) -> Iterator[Candi
             origin=origin or image,
             annotations=there,
             absent=tuple(name for name in _absent(database, image, labels) if name not in shown),
+            partial=tuple(sorted(unmarked)),
         )
 
 

@@ -6,7 +6,8 @@
 
 One run, the same samples, the same decoders, one core a side; sides take turns. A sample is a
 picture of 256 pixels (JPEG), its mask (PNG), 5 s of sound (FLAC) and metadata (JSON). Tensors are
-the normalised picture, the mask and the log-mel of the frame's second; no side augments. CPU time
+the normalised picture, the mask and the log-mel of the frame's second; no side augments but in the
+lines on worker processes, which tell both. CPU time
 is told beside wall time: on a busy machine only the first compares.
 
 The floors take bytes that lie in memory, with nothing else: ``decoders alone`` unpacks picture,
@@ -39,7 +40,7 @@ from infra import media
 from infra.commit import build_manifest, commit
 from infra.corpus import Corpus, Sample, write_shard
 from tests.benchmarks.first_batch import resume
-from training.augmentation import normalise
+from training.augmentation import Augmentation, normalise
 from training.data import FrameSamples
 from training.order import epoch_order
 from training.prefetch import batches
@@ -267,17 +268,20 @@ def to_tensors(corpus: Corpus, loose: Path, turns: int) -> None:
 
 def with_workers(corpus: Corpus, workers: int) -> None:
     """Wall time of all of the loader, and memory that each of its processes has for itself."""
-    samples = FrameSamples(corpus, "train", image_size=SIZE, seed=0, augmentation=None)
-    steps = 4 * max(len(samples) // BATCH, 1)
-    loader = batches(samples, batch=BATCH, first=0, last=steps, workers=workers)
-    next(loader)
-    started = time.perf_counter()
-    seen = sum(len(batch) for batch in loader)
-    used = time.perf_counter() - started
+    paces = []
+    for augmentation in (None, Augmentation()):
+        samples = FrameSamples(corpus, "train", image_size=SIZE, seed=0, augmentation=augmentation)
+        steps = 4 * max(len(samples) // BATCH, 1)
+        loader = batches(samples, batch=BATCH, first=0, last=steps, workers=workers)
+        next(loader)
+        started = time.perf_counter()
+        seen = sum(len(batch) for batch in loader)
+        paces.append(seen / (time.perf_counter() - started))
     children = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1024 if workers else 0.0
     own = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(
-        f"  {workers} worker processes: {seen / used:8.0f} samples/s of wall time; "
+        f"  {workers} worker processes: {paces[0]:8.0f} samples/s of wall time, {paces[1]:.0f} "
+        "with training's augmentation; "
         f"peak memory {own:.0f} MiB here, {children:.0f} MiB in the largest worker "
         "(shared pages counted in both)",
         flush=True,

@@ -118,6 +118,7 @@ def _clips(rng: np.random.Generator, count: int) -> pa.Table:
         "author": _coded(np.zeros(count, int), [""]),
         "origin": _coded(each, [f"https://youtu.be/{video}" for video in videos.to_pylist()]),
         "video": _coded(each, videos),
+        "recording": [""] * count,
         "seconds": np.full(count, 10.0),
         "loudest": rng.integers(0, 90, count) / 10,
         "rate": np.full(count, 44_100),
@@ -176,13 +177,12 @@ def plan(uri: str, samples: int) -> None:
     recipe = recipe_of(samples)
     began = time.perf_counter()
     catalog = _timed("read and check", lambda: Catalog.read(uri))
-    fingerprint = _timed("fingerprint, again", lambda: catalog.fingerprint)
     chosen = _timed("select", lambda: select(catalog, recipe))
     pools = _timed("split", lambda: split_assets(chosen.catalog, recipe))
 
     def digests() -> list[str]:
         return [
-            plan_digest(shard, catalog_fingerprint=fingerprint, recipe=recipe, seed=0)
+            plan_digest(shard, sources=chosen.sources, recipe=recipe, seed=0)
             for shard in plan_shards(recipe)
         ]
 

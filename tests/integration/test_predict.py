@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from infra import media
 from infra.config import main
 from infra.video import read_video, write_video
 from model import build_save, saved
-from pipelines.predict import PredictConfig, loudest_example, predict, predict_frame, sampled_frames
+from pipelines.predict import PredictConfig, loudest_example, predict, predict_frame
 from tests.made_corpus import tone
 from training.samples import clip_log_mel
 
@@ -78,7 +79,7 @@ def test_a_video_gives_a_mask_a_second_and_an_overlay_video(
         mask_HW = media.decode_mask(path.read_bytes())
         assert mask_HW.shape == (HEIGHT, WIDTH)
         assert mask_HW.mean() == pytest.approx(covered, abs=1e-4)
-    pictures, (wave_N, rate) = read_video(output / "overlay.mp4")
+    (pictures, _), (wave_N, rate) = read_video(output / "overlay.mp4")
     shown = list(pictures)
     assert len(shown) == SECONDS and shown[0][1].shape == (HEIGHT, WIDTH, 3)
     assert len(wave_N) / rate > SECONDS - 1 and summary["overlay"] == str(output / "overlay.mp4")
@@ -152,18 +153,42 @@ def test_bad_input_gives_one_sentence(
     assert not (tmp_path / "out").exists(), "nothing is left behind that looks like an answer"
 
 
-def test_frames_are_those_that_avsbench_takes() -> None:
-    def numbers(rate: float, count: int) -> list[int]:
-        pictures = ((k / rate, np.array(k)) for k in range(count))
-        return [int(picture) for picture in sampled_frames(pictures)]
+@pytest.mark.parametrize(
+    ("rate", "total", "wanted"),
+    [
+        # int((l + 15/16) * round(rate)), never beyond the last frame.
+        (Fraction(25), 125, [23, 48, 73, 98, 123]),
+        (Fraction(30_000, 1001), 149, [28, 58, 88, 118, 148]),
+        (Fraction(25, 2), 56, [11, 23, 35, 47, 55]),
+    ],
+)
+def test_frames_are_those_that_avsbench_takes(
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    rate: Fraction,
+    total: int,
+    wanted: list[int],
+) -> None:
+    # The grey of the two halves tells the number.
+    pictures = [np.full((HEIGHT, WIDTH, 3), number % 16 * 16, np.uint8) for number in range(total)]
+    for number, image_HW3 in enumerate(pictures):
+        image_HW3[:, WIDTH // 2 :] = number // 16 * 16
+    write_video(tmp_path / "numbered.mp4", pictures, rate=rate, wave_N=tone(1, 5))
+    seen = []
 
-    # floor(l * rate + 15/16 * rate), never beyond the last frame.
-    assert numbers(8, 40) == [7, 15, 23, 31, 39]
-    assert numbers(25, 125) == [23, 48, 73, 98, 123]
-    assert numbers(1, 3) == [0, 1, 2]
-    assert numbers(10, 26) == [9, 19, 25], "half a second more is answered from the last frame"
-    assert numbers(10, 23) == [9, 19]
-    assert numbers(10, 1) == [0] and numbers(10, 0) == []
+    def watched(_: object, image_HW3: np.ndarray, *__: object) -> np.ndarray:
+        low, high = (image_HW3[:, part].mean() / 16 for part in (slice(0, 20), slice(60, 80)))
+        seen.append(round(low) + 16 * round(high))
+        return np.zeros(image_HW3.shape[:2], bool)
+
+    monkeypatch.setattr("pipelines.predict.predict_frame", watched)
+    predict(
+        PredictConfig(
+            model=str(model), input=str(tmp_path / "numbered.mp4"), output=str(tmp_path / "out")
+        )
+    )
+    assert seen == wanted
 
 
 def test_the_loudest_example_is_taken_whole() -> None:

@@ -15,7 +15,7 @@ from infra.config import main
 from infra.registry import Evaluation
 from infra.tracking import MODEL_FOLDER, Tracker
 from model import build_save, saved
-from pipelines.evaluate import CorpusChoice, EvaluateConfig, evaluate
+from pipelines.evaluate import EvaluateConfig, evaluate
 from pipelines.promote import PromoteConfig, promote
 from tests.made_corpus import write_made_corpus
 from training.models import load_model
@@ -52,7 +52,7 @@ def _register(
 
 
 def _promote(tracker: Tracker, name: str, **changes: Any) -> dict[str, Any]:
-    return promote(PromoteConfig(name=name, tracking_uri=tracker.uri, **changes))
+    return promote(PromoteConfig(name=name, tracking=tracker.uri, **changes))
 
 
 def _champion(tracker: Tracker, name: str) -> int | None:
@@ -272,7 +272,7 @@ def test_a_dry_run_moves_nothing(tracker: Tracker, name: str, model_folder: Path
 def test_the_command_refuses_with_one_sentence_and_succeeds_with_json(
     tracker: Tracker, name: str, model_folder: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    argv = ["--name", name, "--tracking_uri", tracker.uri]
+    argv = ["--name", name, "--tracking", tracker.uri]
     with pytest.raises(SystemExit) as refused:
         main(promote, PromoteConfig, argv=argv)
     assert refused.value.code == 1
@@ -293,10 +293,10 @@ def test_evaluate_scores_a_registered_model_and_tracks_it(
     summary = evaluate(
         EvaluateConfig(
             model=f"models:/{name}@candidate",
-            corpus=CorpusChoice(uri=str(tmp_path)),
+            corpus=str(tmp_path),
             track=True,
             experiment="tests",
-            tracking_uri=tracker.uri,
+            tracking=tracker.uri,
         )
     )
     assert summary["corpus_sha256"] == corpus.sha256 and summary["frames"] == 4
@@ -315,9 +315,9 @@ def test_an_evaluated_model_can_be_registered_as_candidate(
     summary = evaluate(
         EvaluateConfig(
             model=str(model_folder),
-            corpus=CorpusChoice(uri=corpus.uri),
+            corpus=corpus.uri,
             register=name,
-            tracking_uri=tracker.uri,
+            tracking=tracker.uri,
         )
     )
     candidate = registry.version_of(tracker.client, name, registry.CANDIDATE)
@@ -325,5 +325,5 @@ def test_an_evaluated_model_can_be_registered_as_candidate(
     scored = registry.evaluation_of(candidate, summary["evaluation"])
     assert scored is not None and scored.corpus_sha256 == corpus.sha256
     assert scored.scores == {key: summary[key] for key in ("m_j", "m_f")}
-    gate = PromoteConfig(name=name, evaluation=summary["evaluation"], tracking_uri=tracker.uri)
+    gate = PromoteConfig(name=name, evaluation=summary["evaluation"], tracking=tracker.uri)
     assert promote(gate)["promoted"]

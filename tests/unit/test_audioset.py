@@ -108,6 +108,7 @@ def test_an_audioset_clip_has_its_video_licence_and_place(tmp_path: Path) -> Non
     ]
     assert labels.left_out == {
         "no file": 1,
+        "no file ontology.json": 1,
         "no table balanced_train_segments.csv": 1,
         "no table eval_segments.csv": 1,
     }
@@ -241,13 +242,16 @@ def test_the_file_of_a_whole_video_is_not_taken_for_two_of_its_clips(tmp_path: P
 def test_an_audioset_without_tables_or_ontology_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match=r"holds no balanced_train_segments\.csv or"):
         audioset_of(tmp_path)
-    write(tmp_path / "eval_segments.csv", segments())
+    write(tmp_path / "eval_segments.csv", segments((VIDEO, "30.000", DOG)))
+    # Nobody named one, so it is a thing to know of.
+    found, labels = audioset_of(tmp_path)
+    assert found == [] and labels.left_out["no file ontology.json"] == 1
     with pytest.raises(FileNotFoundError, match=r"ontology\.json does not exist"):
         audioset_of(tmp_path, ontology="ontology.json")
     for junk in ("", "[]", "[1]", '{"a": 1}', '[{"id": 1, "child_ids": ["a"]}]', "[" * 100_000):
         write(tmp_path / "ontology.json", junk)
         with pytest.raises(ValueError, match="is not AudioSet's ontology"):
-            audioset_of(tmp_path, ontology="ontology.json")
+            audioset_of(tmp_path)
 
 
 def official_parents() -> dict[str, set[str]]:
@@ -268,8 +272,7 @@ def test_no_kind_of_a_class_in_the_official_ontology_has_another_source(tmp_path
             rows.setdefault(parent, []).append(child)
     entries = [{"id": mid, "child_ids": below} for mid, below in rows.items()]
     write(tmp_path / "ontology.json", json.dumps(entries))
-    source = audioset.AudioSetConfig(folder=str(tmp_path), ontology="ontology.json")
-    stands_for = audioset.read_ontology(source).stands_for
+    stands_for = audioset.read_ontology(str(tmp_path / "ontology.json")).stands_for
     assert stands_for[NICKER] == HORSE
     # Growling, howl, bleat, buzz, hiss and cowbell.
     shared = {"/m/0ghcn6", "/m/07qf0zm", "/m/07q0h5t", BUZZ, "/m/07rjwbb", "/m/0239kh"}

@@ -13,7 +13,8 @@ from infra.corpus import Corpus
 from tests.batches import STILL, equal
 from tests.made_corpus import tone, write_made_corpus
 from training.augmentation import IMAGE_MEAN, IMAGE_SPREAD, Augmentation, draw, resound
-from training.data import Batch, FrameSamples
+from training.batch import Batch
+from training.data import FrameSamples
 from training.samples import EXAMPLE_SAMPLES
 
 DRAWS = 200

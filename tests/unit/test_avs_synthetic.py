@@ -92,6 +92,7 @@ def test_objects_are_gathered_by_photograph_and_sounds_know_their_video(tmp_path
                     id="lvis_7002", class_name="computer_keyboard", mask_path="masks/lvis_7002.png"
                 ),
             ),
+            partial=("computer_keyboard", "dog"),
         )
         in found
     )
@@ -102,7 +103,7 @@ def test_objects_are_gathered_by_photograph_and_sounds_know_their_video(tmp_path
             root="avs_synthetic",
             path="audios/ccccccccccc_000020.wav",
             class_name="dog",
-            licence="CC BY 4.0",
+            licence="YouTube uploaders' terms; annotations CC BY 4.0",
             origin="https://www.youtube.com/watch?v=ccccccccccc",
             video="ccccccccccc",
         )
@@ -324,6 +325,8 @@ def test_a_pickle_that_asks_for_code_runs_nothing_and_is_refused(
         # A memo of four thousand million slots, and a bytearray of as many gigabytes.
         (b"\x80\x04}r" + struct.pack("<I", 0xFFFFFFFE) + b".", "it is damaged (LONG_BINPUT"),
         (b"\x80\x05\x96" + struct.pack("<Q", 1 << 62) + b".", "bytes in a bytearray8"),
+        # One list under many numbers: a few bytes each, and all of its names.
+        (pickle.dumps(dict.fromkeys(range(1_000), ["a"] * 1_000)), "over and over"),
     ],
 )
 def test_a_pickle_that_is_no_list_of_sounds_is_refused_and_the_rest_is_read(

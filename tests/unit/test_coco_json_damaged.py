@@ -95,6 +95,7 @@ def test_annotations_that_share_an_id_are_all_left_out(tmp_path: Path) -> None:
     assert [mark.class_name for mark in found.annotations] == ["dog"]
     # The person is still there to be seen.
     assert found.absent == ("cutlery",)
+    assert found.partial == ("person",)
     assert labels.left_out == {"annotations: an id that others have as well": 2}
 
 

@@ -14,7 +14,8 @@ from infra.corpus import Corpus
 from tests.batches import equal
 from tests.made_corpus import write_made_corpus
 from training.augmentation import Augmentation
-from training.data import IGNORED_CELL, Batch, FrameSamples
+from training.batch import IGNORED_CELL, Batch
+from training.data import FrameSamples
 from training.order import sample_order
 from training.prefetch import batches
 from training.samples import (

@@ -20,7 +20,7 @@ from model.vggish import SmallVGGish
 from tests.small_sam import relative_error, small_sam, small_size
 from tests.worlds import BATCH, made_batch
 from training import checkpoint
-from training.data import Batch
+from training.batch import Batch
 from training.engine import start_engine, take_batch
 from training.loop import build_learner
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig

@@ -87,6 +87,7 @@ def test_an_fsd50k_clip_has_its_own_licence_and_author(tmp_path: Path) -> None:
             licence=licence,
             author=split,
             origin=f"freesound.org clip {clip}",
+            recording=f"freesound.org clip {clip}",
         )
         for split, clip, class_name, licence in (
             ("dev", "64760", "guitar", "CC BY-NC 3.0"),

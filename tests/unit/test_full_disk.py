@@ -14,6 +14,7 @@ import pytest
 from infra import config, disk, storage
 from infra.corpus import Sample, write_shard
 from infra.errors import DiskFull
+from synth.sources.database import temporary_database
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +47,17 @@ def test_a_full_disk_is_one_sentence_that_names_the_uri(
     assert ended.value.code == 1 and out == "" and err.count("\n") == 1
     assert err.startswith(f"error: no space left for {tmp_path}/x (")
     assert not list(tmp_path.iterdir())
+
+
+def test_a_full_disk_under_a_readers_database_is_one_sentence() -> None:
+    with (
+        pytest.raises(DiskFull, match=r"no space left for SQLite's temporary file .*SQLITE_TMPDIR"),
+        temporary_database() as database,
+    ):
+        database.execute("PRAGMA max_page_count = 8")
+        database.execute("CREATE TABLE rows (text TEXT)")
+        for _ in range(1_000):
+            database.execute("INSERT INTO rows VALUES (?)", ("x" * 1_000,))
 
 
 def test_another_error_of_the_system_keeps_its_traceback(

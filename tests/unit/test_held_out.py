@@ -182,6 +182,17 @@ def test_videos_of_own_tables_are_held_out_too(own: dict[str, str]) -> None:
     assert guarded.reason("made_up_s_3") == ""
 
 
+def test_the_fingerprint_tells_of_a_table_that_was_corrected_in_its_place(
+    own: dict[str, str],
+) -> None:
+    before = guard("val_test", [own["s4"]]).fingerprint
+    assert before == guard("val_test", [own["s4"]]).fingerprint
+    assert before != guard("val_test").fingerprint
+    table = Path(own["s4"])
+    table.write_text(table.read_text("utf-8-sig").replace("-made_up_s1", "-made_up_s9"))
+    assert guard("val_test", [own["s4"]]).fingerprint != before
+
+
 def test_an_own_s4_table_holds_its_train_split_out_at_zero_shot_alone(own: dict[str, str]) -> None:
     assert guard("zero_shot", [own["s4"]]).reason("made_up_s_3").endswith("s4_train")
     assert guard("val_test", [own["s4"]]).reason("made_up_s_3") == ""

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from infra import media
+from infra import media, video
 from tests import damaged_media
 
 ROOT = Path(__file__).parents[2]
@@ -173,9 +173,21 @@ def test_what_is_no_medium_is_refused_and_never_run(tmp_path: Path) -> None:
     assert not trap.exists()
 
 
+def test_a_video_that_claims_more_packets_than_it_has_is_refused_before_it_is_read(
+    tmp_path: Path,
+) -> None:
+    files = damaged_media.hostile_sounds()
+    claims = [name for name, says in HOSTILE_SOUNDS.items() if "packets" in says]
+    assert len(claims) == 6
+    for name in claims:
+        (tmp_path / name).write_bytes(files[name])
+        with pytest.raises(ValueError, match=f"{name} claims more than the 1000000 packets"):
+            video.read_video(tmp_path / name)
+
+
 _MEASURE = """
 import contextlib, json, pathlib, resource, sys
-from infra import masks, media
+from infra import masks, media, video
 
 def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss >> 10
@@ -188,6 +200,8 @@ for folder in ("warm-up", "hostile"):
         for decode in decoders:
             with contextlib.suppress(ValueError):
                 decode(path.read_bytes())
+        with contextlib.suppress(ValueError):
+            video.read_video(path)
         grown[path.name] = peak() - before
 before = peak()
 masks.rle_from_segmentation(json.dumps([[0, 0, 7_999, 7_999] * 120 + [0, 7_999]]), 8_000, 8_000)

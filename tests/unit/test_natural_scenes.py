@@ -130,6 +130,23 @@ def test_a_class_mask_holds_all_of_the_class_and_an_instance_mask_one(catalog: C
     assert any(m.asset.crowd for spec in specs(pools) for m in spec.objects)
 
 
+def test_a_class_mask_holds_what_is_too_small_to_be_asked_about(catalog: Catalog) -> None:
+    least = float(np.median(catalog.objects.numbers("mask_fraction")))
+    recipe = dataclasses.replace(RECIPE, min_mask_area=least)
+    small = 0
+    for spec in specs(train(catalog, recipe), recipe):
+        assert spec.photograph.mask_fraction >= least
+        there = {
+            row.id: row.mask_fraction
+            for row in catalog.objects
+            if row.picture == spec.photograph.picture
+            and row.class_name == spec.photograph.class_name
+        }
+        assert {m.asset.id for m in spec.objects} == there.keys()
+        small += any(fraction < least for fraction in there.values())
+    assert small > 3
+
+
 def test_several_classes_of_a_photograph_can_sound_together(catalog: Catalog) -> None:
     recipe = dataclasses.replace(RECIPE, sources=(0.0, 1.0, 0.0))
     heard = [{s.class_name for s in spec.sounds} for spec in specs(train(catalog, recipe), recipe)]

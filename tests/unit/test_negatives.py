@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import re
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from infra import media
 from infra.commit import build_manifest
 from infra.config import to_dict
 from infra.corpus import Corpus, Sample, write_shard
+from synth import avsbench
 from synth import page as page_module
 from synth.catalog import Catalog
 from synth.gallery import count_off_screen, unmasked_rows
@@ -20,8 +24,9 @@ from synth.recipe import Recipe, Samples
 from synth.render import KIND, make_samples
 from synth.rows import Rows
 from synth.tables import Object
+from tests import made_avsbench as avsbench_tree
 from tests.made_sources import natural_catalog
-from tests.unit.test_page import page
+from tests.unit.test_page import Reader, page
 
 RECIPE = Recipe(
     scenes="natural",
@@ -84,31 +89,122 @@ def test_a_sound_off_screen_is_not_shown_as_silence(catalog: Catalog, tmp_path: 
     text, reader = page(corpus)
     group = re.findall(r"<h3>nothing to mask</h3>(.*?)</section>", text)[0]
     shown = re.findall(r'alt="Picture of (\S+), sound: (.*?)".*?<figcaption><b>(.*?)</b>', group)
-    assert len(shown) == 4
+    assert len(shown) == 4 and "no class stated" not in reader.text
     for key, told, caption in shown:
         assert told == caption == (f"{heard[key][0]} off screen" if heard[key] else "silence")
     assert {bool(heard[key]) for key, *_ in shown} == {True, False}
     assert "split samples nothing to mask frames" in " ".join(reader.sections["splits"].split())
 
 
-def test_a_clip_of_avsbench_that_sounds_off_screen_is_not_shown_as_silence(
-    catalog: Catalog, tmp_path: Path
-) -> None:
-    _, (sample, *_) = made(str(tmp_path / "made"), catalog)
-    metas = [
-        {"classes": [], "frames": 1, "scene": "s", "sound": ["audio.wav"], **more}
-        for more in ({"off_screen": True}, {})
+EMPTY = media.encode_png(np.zeros((avsbench_tree.SIDE, avsbench_tree.SIDE), bool))
+MS3_MASKS = "Multi-sources/ms3_data/gt_masks"
+
+
+@pytest.fixture
+def tree(tmp_path: Path) -> Path:
+    """A small AVSBench in its published layout."""
+    avsbench_tree.write_tree(tmp_path / "tree", avsbench_tree.small())
+    return tmp_path / "tree"
+
+
+def emptied(tree: Path, masks: str) -> None:
+    """Masks or label maps without anything in them."""
+    paths = sorted((tree / masks).glob("*.png"))
+    assert paths
+    for path in paths:
+        avsbench_tree.own_copy(path, EMPTY)
+
+
+def sharded(tree: Path, subset: str) -> Corpus:
+    """What the AVSBench job makes of a tree, in this process."""
+    layout = avsbench.find(str(tree), subset)
+    rows, _ = avsbench.clips(layout)
+    uri = str(tree.parent / subset)
+    records = [
+        write_shard(uri, split, number, avsbench.read_clips(shard), plan="x")[0]
+        for (split, number), shard in avsbench.plan_shards(rows, 64).items()
     ]
-    clips = [Sample(key=f"clip{n}", members=sample.members, meta=m) for n, m in enumerate(metas)]
-    uri = str(tmp_path / "avsbench")
-    record, _ = write_shard(uri, "train", 0, clips, plan="x")
     manifest = build_manifest(
-        kind="avsbench_ms3", seed=0, recipe={}, sources={}, licences=[], shards=[record],
-        refused=[],
-    )  # fmt: skip
-    text, _ = page(Corpus(uri, manifest, sha256=""))
-    told = dict(re.findall(r'alt="Picture of (\S+), sound: (.*?)"', text))
-    assert told == {"clip0": "a sound off screen", "clip1": "nothing to mask"}
+        kind=layout.kind, seed=0, recipe={}, sources={}, licences=[], shards=records, refused=[]
+    )
+    return Corpus(uri, manifest, sha256="")
+
+
+def groups(text: str) -> dict[str, dict[str, tuple[str, str]]]:
+    """By the heading of the gallery and the sample's key: what it sounds of and what is masked."""
+    found = re.findall(r"<h3>([^<]*)</h3><div class=\"figures\">(.*?)</section>", text)
+    shown = r'alt="Picture of (\S+), sound: (.*?)".*?class="mask".*?alt="(.*?) of the picture"'
+    return {
+        heading: {key: (told, area) for key, told, area in re.findall(shown, figures)}
+        for heading, figures in found
+    }
+
+
+def splits(reader: Reader) -> str:
+    return " ".join(reader.sections["splits"].split())
+
+
+def test_ms3_is_said_to_state_no_class_and_not_to_be_silent(tree: Path) -> None:
+    emptied(tree, f"{MS3_MASKS}/val/Efg_hij0123_36")
+    text, reader = page(sharded(tree, "ms3"))
+    assert "nothing to mask no class stated frames classes" in splits(reader)
+    assert " train 3 0 3 15 0 1 " in splits(reader) and " val 1 1 0 5 0 1 " in splits(reader)
+    assert "Samples for which no class is stated: 4." in reader.sections["classes"]
+    assert "Nothing sounds" not in text and "<dt>classes</dt><dd>none stated</dd>" in text
+    shown = groups(text)
+    masked = {
+        "ms3-train-Efg_hij0123_4", "ms3-train-Fgh-ijk0123", "ms3-train-baby_dog_2_1",
+        "ms3-test--bcdefg0123_36",
+    }  # fmt: skip
+    assert shown == {
+        "no class stated": dict.fromkeys(masked, ("no class stated", "mask 25.0%")),
+        "nothing to mask": {"ms3-val-Efg_hij0123_36": ("no class stated", "empty mask")},
+    }
+    assert "silence" not in "".join(reader.sections[f"class-{number}"] for number in range(2))
+
+
+def test_only_a_miniature_of_ms3_is_known_to_be_silent(tree: Path) -> None:
+    quiet = {"class": "cow", "asset": "cow.png", "sounding": False, "visible": {}}
+    sounding = {**quiet, "sounding": True}
+    clips = {
+        clip.name: {"frames": [[sounding]] * 5, "sound": ["cow.ogg"]}
+        for clip in avsbench_tree.small()
+        if clip.subset == "ms3"
+    }
+    clips["Efg_hij0123_36"] = {"frames": [[quiet]] * 5, "sound": []}
+    emptied(tree, f"{MS3_MASKS}/val/Efg_hij0123_36")
+    (tree / "miniature.json").write_text(json.dumps({"kind": "miniature", "clips": clips}))
+    text, reader = page(sharded(tree, "ms3"))
+    shown = groups(text)
+    assert shown["nothing to mask"] == {"ms3-val-Efg_hij0123_36": ("silence", "empty mask")}
+    assert {told for told, _ in shown["cow"].values()} == {"cow"}
+    assert "no class stated" not in reader.text
+
+
+def test_the_semantic_subsets_say_what_their_table_does(tree: Path) -> None:
+    hidden, background = "v2/Ghi_jkl0123_16000_26000", "v1m/Efg_hij0123_36"
+    emptied(tree, f"{hidden}/labels_rgb")
+    text, reader = page(sharded(tree, "avss"))
+    assert " train 3 1 0 20 3 1 " in splits(reader) and " val 2 0 1 15 2 1 " in splits(reader)
+    shown = groups(text)
+    assert shown["nothing to mask"] == {
+        f"v2-train-{Path(hidden).name}": ("a sound off screen", "empty mask")
+    }
+    unstated = {f"v1m-val-{Path(background).name}": ("no class stated", "mask 37.5%")}
+    assert shown["no class stated"] == unstated
+    assert [told for told, _ in shown["emergency-car"].values()] == ["emergency-car"]
+    emptied(tree, f"{background}/labels_rgb")
+    shutil.rmtree(tree.parent / "avss")
+    again = groups(page(sharded(tree, "avss"))[0])
+    assert again["nothing to mask"][f"v1m-val-{Path(background).name}"][0] == "no class stated"
+
+
+def test_a_clip_of_s4_without_a_mask_has_nothing_to_mask_and_keeps_its_class(tree: Path) -> None:
+    emptied(tree, "Single-source/s4_data/gt_masks/test/dog_barking/Def-ghi0123")
+    text, reader = page(sharded(tree, "s4"))
+    assert " test 1 1 5 1 1 " in splits(reader) and " val 1 0 5 1 1 " in splits(reader)
+    assert "no class stated" not in reader.text
+    assert groups(text)["nothing to mask"] == {"s4-test-Def-ghi0123": ("dog_barking", "empty mask")}
 
 
 def test_damaged_metadata_is_named(catalog: Catalog, tmp_path: Path) -> None:

@@ -151,6 +151,7 @@ def test_what_is_missing_is_counted(tmp_path: Path) -> None:
     labels = Labels("openimages")
     (street,) = read(tmp_path, labels)
     assert [a.class_name for a in street.annotations] == ["dog"]
+    assert street.partial == ("car",)
     assert labels.left_out == {
         "mask given twice": 1,
         "no image file": 1,
@@ -184,6 +185,7 @@ def test_a_mask_of_which_rows_differ_is_not_taken_whichever_comes_first(tmp_path
     assert [a.class_name for a in kitchen.annotations] == ["cat"]
     # A cat may be there.
     assert street.absent == ("horse",)
+    assert "cat" in street.partial and "car" not in street.partial
     assert found[0] == found[1]
 
 

@@ -125,7 +125,8 @@ def test_every_split_and_class_is_counted_and_shown(corpus: Corpus) -> None:
         silent = corpus.table(split)["classes"].to_pylist().count([])
         classes = len(corpus.manifest["splits"][split]["classes"])
         told = " ".join(reader.sections["splits"].split())
-        assert f" {split} 8 {silent} 8 {classes} 1 " in told
+        # Their areas were not recorded, so that their masks are not known to be empty.
+        assert f" {split} 8 0 {silent} 8 {classes} 1 " in told
     for name in corpus.classes:
         count = sum(s["classes"].get(name, 0) for s in corpus.manifest["splits"].values())
         assert re.search(rf"{name} +{count}\b", reader.sections["classes"])
@@ -326,7 +327,7 @@ def write_large_index(uri: str, *, rows: int, classes: int) -> Corpus:
     return Corpus(uri, manifest, sha256="")
 
 
-@pytest.mark.parametrize(("classes", "shown"), [(135, 135), (1_200, 159)])
+@pytest.mark.parametrize(("classes", "shown"), [(135, 135), (1_200, 158)])
 def test_the_page_of_a_large_corpus_stays_below_its_bound(
     tmp_path: Path, classes: int, shown: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -172,14 +172,14 @@ def test_a_shard_is_made_anew_when_anything_changes_but_the_other_shards() -> No
     plan = plan_shards(RECIPE)[0]
 
     def digest(recipe: Recipe = RECIPE, *, seed: int = 0, catalog: str = "c") -> str:
-        return plan_digest(plan, catalog_fingerprint=catalog, recipe=recipe, seed=seed)
+        return plan_digest(plan, sources={"catalog": catalog}, recipe=recipe, seed=seed)
 
     assert digest() == digest(dataclasses.replace(RECIPE, samples=Samples(train=4_000)))
     others = [
         digest(dataclasses.replace(RECIPE, silence=0.5)),
         digest(seed=1),
         digest(catalog="d"),
-        plan_digest(plan_shards(RECIPE)[1], catalog_fingerprint="c", recipe=RECIPE, seed=0),
+        plan_digest(plan_shards(RECIPE)[1], sources={"catalog": "c"}, recipe=RECIPE, seed=0),
     ]
     assert len({digest(), *others}) == 5
 

@@ -248,6 +248,23 @@ def test_composite_splits_with_assets_of_their_own_share_no_picture_and_no_sound
     assert owners(shared, "train")[:2] == owners(shared, "val")[:2]
 
 
+def test_takes_of_one_recording_are_in_one_split(composite: Catalog) -> None:
+    changed = [
+        dataclasses.replace(row, video="", recording=f"recording {number // 3}")
+        for number, row in enumerate(composite.clips)
+    ]
+    pools = split_assets(
+        dataclasses.replace(composite, clips=Rows.of(Clip, changed)),
+        dataclasses.replace(COMPOSITE, samples=TRAIN_ONLY),
+    )
+    places: dict[str, set[str]] = {}
+    for split, pool in pools.items():
+        for row in (row for rows in pool.clips.values() for row in rows):
+            places.setdefault(row.recording, set()).add(split)
+    assert len(places) > 5 and all(len(splits) == 1 for splits in places.values())
+    assert len(set.union(*places.values())) > 1
+
+
 def test_what_a_split_gets_does_not_depend_on_what_else_there_is(composite: Catalog) -> None:
     recipe = dataclasses.replace(COMPOSITE, samples=TRAIN_ONLY)
     whole = split_assets(composite, recipe)

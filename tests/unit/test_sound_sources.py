@@ -240,6 +240,7 @@ def test_an_esc50_clip_has_its_own_licence_and_origin(tmp_path: Path) -> None:
             class_name=class_name,
             licence=licence,
             origin=f"freesound.org clip {clip}",
+            recording=f"freesound.org clip {clip}",
         )
         for name, class_name, licence, clip in (
             ("1-100032-A-0.wav", "dog", "CC BY 3.0", 100032),

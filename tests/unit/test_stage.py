@@ -79,8 +79,13 @@ def test_a_finished_stage_is_told_again_and_another_one_is_refused(
     monkeypatch.delattr(stage, "_fit")
     again = stage.run_stage(dataclasses.replace(config, workers=WorkersConfig(count=1)))
     assert {**again, "seconds": 0} == {**first, "seconds": 0}
-    with pytest.raises(ValueError, match="another configuration or corpus"):
+    with pytest.raises(
+        ValueError, match=r"another configuration or corpus \(its seed is 0, not 5\)"
+    ):
         stage.run_stage(dataclasses.replace(config, seed=5))
+    other = dataclasses.replace(config.model, image_size=64)
+    with pytest.raises(ValueError, match=r"\(its model.image_size is 32, not 64\)"):
+        stage.run_stage(dataclasses.replace(config, model=other))
 
 
 def test_a_second_job_on_a_stage_is_refused(

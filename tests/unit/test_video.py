@@ -1,7 +1,9 @@
-"""A video gives back what was written, and leads to no other file."""
+"""A video gives back what was written, a frame for each second, and leads to no other file."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +17,9 @@ def test_a_video_gives_its_frames_and_its_sound_back(tmp_path: Path) -> None:
     frames = [np.full((48, 64, 3), 40 * k, np.uint8) for k in range(6)]
     wave_N = tone(3.0)
     video.write_video(tmp_path / "deep" / "clip.mp4", frames, rate=2, wave_N=wave_N)
-    pictures, (heard_N, rate) = video.read_video(tmp_path / "deep" / "clip.mp4")
+    (pictures, pace), (heard_N, rate) = video.read_video(tmp_path / "deep" / "clip.mp4")
     shown = list(pictures)
+    assert pace == 2
     assert [time for time, _ in shown] == pytest.approx([0.0, 0.5, 1.0, 1.5, 2.0, 2.5])
     for (_, image_HWC), frame_HWC in zip(shown, frames, strict=True):
         assert image_HWC.shape == (48, 64, 3) and image_HWC.dtype == np.uint8
@@ -55,9 +58,83 @@ def test_a_damaged_video_is_read_or_refused_by_name(tmp_path: Path) -> None:
         for data in damaged(container(stereo_CN, kind, codec, pictures=True), seed=0, count=60):
             path.write_bytes(data)
             try:
-                frames, (wave_N, _) = video.read_video(path)
+                (frames, _), (wave_N, _) = video.read_video(path)
                 shapes = {image_HWC.shape[2:] for _, image_HWC in frames}
             except ValueError as error:
                 assert "damaged.mp4" in str(error) and "\n" not in str(error)
             else:
                 assert shapes <= {(3,)} and wave_N.dtype == np.float32
+
+
+NTSC = 30_000 / 1001
+
+
+def numbered(rate: float, total: int) -> Iterator[tuple[float, np.ndarray]]:
+    return ((number / rate, np.array(number)) for number in range(total))
+
+
+def taken(
+    rate: float, total: int, count: int | None = None, *, told: bool = True
+) -> tuple[int, ...]:
+    frames = video.frames_a_second(numbered(rate, total), count, rate=rate if told else None)
+    return tuple(int(number) for number in frames)
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize(
+    ("rate", "total", "wanted"),
+    [
+        (25, 125, (23, 48, 73, 98, 123)),
+        (NTSC, 150, (28, 58, 88, 118, 148)),
+        # Python's round, which AVSBench calls, makes 12 of 12.5.
+        (12.5, 63, (11, 23, 35, 47, 59)),
+        (8, 40, (7, 15, 23, 31, 39)),
+        (1, 5, (0, 1, 2, 3, 4)),
+    ],
+)
+def test_the_frame_of_a_second_is_the_one_that_avsbench_takes(
+    rate: float, total: int, wanted: tuple[int, ...], told: bool
+) -> None:
+    assert wanted == tuple(int((second + 15 / 16) * round(rate)) for second in range(5))
+    assert taken(rate, total, told=told) == taken(rate, total, 5, told=told) == wanted
+    assert taken(rate, total, 3, told=told) == wanted[:3]
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_the_last_frame_stands_in_where_a_video_ends_early(told: bool) -> None:
+    assert taken(25, 60, 5, told=told) == (23, 48, 59, 59, 59)
+    assert taken(NTSC, 149, 5, told=told) == (28, 58, 88, 118, 148)
+    assert taken(NTSC, 140, 5, told=told) == (28, 58, 88, 118, 139)
+    assert taken(12.5, 40, 5, told=told) == (11, 23, 35, 39, 39)
+    assert taken(25, 1, 3, told=told) == (0, 0, 0) and taken(25, 0, 3, told=told) == ()
+
+
+@pytest.mark.parametrize("told", [True, False])
+def test_a_last_second_counts_that_is_at_least_half_there(told: bool) -> None:
+    assert taken(25, 62, told=told) == (23, 48)
+    assert taken(25, 63, told=told) == (23, 48, 62)
+    assert taken(NTSC, 44, told=told) == (28,) and taken(NTSC, 45, told=told) == (28, 44)
+    assert taken(12.5, 41, told=told) == (11, 23, 35)
+    assert taken(12.5, 42, told=told) == (11, 23, 35, 41)
+    assert taken(25, 1, told=told) == (0,) and taken(25, 0, told=told) == ()
+
+
+def test_where_frames_are_left_out_the_one_before_stands_in() -> None:
+    left_out = set(range(20, 60))
+    pictures = (item for item in numbered(25, 125) if int(item[1]) not in left_out)
+    frames = video.frames_a_second(pictures, rate=25)
+    assert [int(number) for number in frames] == [19, 19, 73, 98, 123]
+
+
+def test_no_more_frames_are_read_than_the_seconds_asked_for_need() -> None:
+    pictures = numbered(25, 125)
+    frames = video.frames_a_second(pictures, 2, rate=25)
+    assert int(next(frames)) == 23 and int(next(pictures)[1]) == 25
+    assert [int(number) for number in frames] == [48] and int(next(pictures)[1]) == 50
+
+
+@pytest.mark.parametrize("rate", [Fraction(25), Fraction(30_000, 1001), Fraction(25, 2)])
+def test_a_file_tells_its_rate(tmp_path: Path, rate: Fraction) -> None:
+    video.write_video(tmp_path / "clip.mp4", [drawn(32, 32)] * 40, rate=rate)
+    (pictures, told), _ = video.read_video(tmp_path / "clip.mp4")
+    assert told == pytest.approx(float(rate)) and len(list(pictures)) == 40
