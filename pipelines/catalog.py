@@ -108,9 +108,9 @@ def find_media(media: MediaConfig) -> Offer:
     local = sorted(uri for uri in offer.roots.values() if not uri.startswith("s3://"))
     if local and not alone:
         logger.warning(
-            "the tasks of this cluster run on other machines too, and all of them have to see %s: "
-            "a disk that they share, or else copy it to s3://",
-            " and ".join(local),
+            "the tasks of this cluster run on other machines, which have to see %s as well: use a "
+            "disk that all of them share, or s3://",
+            ", ".join(local),
         )
     return offer
 

@@ -1,8 +1,8 @@
 """Masks of what sounds, in one's own video or in a photo with a sound.
 
 A video is looked at once a second, as AVSBench does: second l is answered from the frame that
-``infra.video.frames_a_second`` takes and the 0.96 s of sound that VGGish's example l covers. A
-photo is answered with the loudest example of its sound.
+``infra.video.frames_a_second`` takes and the 0.96 s of sound that begin nearest to it. A photo is
+answered with the loudest example of its sound.
 
 Shapes: T seconds, H x W pixels, S the side of the model's input, N samples of sound, M mels of an
 example (96), F mel bands (64).
@@ -115,7 +115,7 @@ def _answer(
     forward_seconds = 0.0
     for second, image_HW3 in enumerate(frames):
         # The last example stands in for the seconds that the sound does not reach.
-        log_mel_1MF = log_mel_T1MF[min(second, len(log_mel_T1MF) - 1)]
+        log_mel_1MF = log_mel_T1MF[min(example_of(second), len(log_mel_T1MF) - 1)]
         started = time.monotonic()
         mask_HW = predict_frame(model, image_HW3, log_mel_1MF, config.fit)
         forward_seconds += time.monotonic() - started
@@ -145,6 +145,15 @@ def _answer(
         "forward_seconds": round(forward_seconds, 3),
         "frames_per_second": round(len(covered) / max(forward_seconds, 1e-9), 2),
     }
+
+
+def example_of(second: int) -> int:
+    """The example of the sound that a second is answered with: that which begins nearest to it.
+
+    In the first twelve seconds, so in all of AVSBench, it has the second's own number; examples
+    are 0.96 s apart, and would be heard ever earlier.
+    """
+    return round(second * media.SAMPLE_RATE / EXAMPLE_HOP)
 
 
 def loudest_example(wave_N: np.ndarray) -> np.ndarray:

@@ -76,12 +76,10 @@ class Accounts:
         if self._peak is None or self._flop is not None:
             yield
             return
-        with FlopCounterMode(display=False) as counter:
+        # While products are counted nothing is compiled, and what was tried then never is.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             yield
         self._flop = float(counter.get_total_flops())
-        if not self._flop:
-            # A compiled model may hide its products: then nothing is claimed.
-            self._peak = None
 
     def spent(self) -> float:
         """Seconds in steps and waiting for them, since the start."""

@@ -28,7 +28,7 @@ class Batch:
     class_BC: Tensor
     """Shares of the classes heard: a row sums to 1, or to 0 where nothing known is heard."""
     cell_BGG: Tensor
-    """Class of the object at the centre of each grid cell; C background, ``IGNORED_CELL`` unknown."""
+    """Class of the object at each cell's centre, C for background, ``IGNORED_CELL`` unknown."""
 
     def __len__(self) -> int:
         return len(self.image_B3SS)

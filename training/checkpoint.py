@@ -74,12 +74,21 @@ def gather(engine: Any, learner: Learner) -> dict[str, Tensors]:
     """fp32 weights and moments of every trained parameter, by name; all ranks must call this.
 
     Returns:
-        ``{"weights": {name: tensor}, "exp_avg": ..., "exp_avg_sq": ...}``, on the CPU.
+        ``{"weights": {name: tensor}, "exp_avg": ..., "exp_avg_sq": ...}``, on the CPU of rank 0;
+        what the others get is empty.
     """
-    return {
-        key: {name: _read(engine, parameter, key) for name, parameter in learner.trainable()}
-        for key in (MASTER, *MOMENTS)
-    }
+    gathered: dict[str, Tensors] = {key: {} for key in (MASTER, *MOMENTS)}
+    # There are none before the first step that fp16 did not skip.
+    has_moments = any(MOMENTS[0] in state for state in _plain(engine.optimizer).state.values())
+    for key, tensors in gathered.items():
+        for name, parameter in learner.trainable():
+            if key == MASTER or has_moments:
+                value = _read(engine, parameter, key)
+            else:
+                value = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
+            if torch.distributed.get_rank() == 0:
+                tensors[name] = value
+    return gathered
 
 
 def optimizer_state(engine: Any) -> tuple[float, dict[str, float]]:
@@ -278,21 +287,10 @@ def _is_split(parameter: nn.Parameter) -> bool:
 
 
 def _slot(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
-    """Where an optimizer that is not split keeps it."""
-    master: Any = parameter
-    # Under ZeRO 0 DeepSpeed leaves the optimizer of fp32 as it is; that of fp16 has copies.
-    pairs = zip(
-        getattr(engine.optimizer, "fp16_groups", []),
-        getattr(engine.optimizer, "fp32_groups", []),
-        strict=True,
-    )
-    for low, high in pairs:
-        for ours, copy in zip(low, high, strict=True):
-            if ours is parameter:
-                master = copy
+    """Where an optimizer that is not split keeps it: that of fp32 under ZeRO 0."""
     if key == MASTER:
-        return master
-    slot: Tensor = _plain(engine.optimizer).state[master][key]
+        return parameter
+    slot: Tensor = _plain(engine.optimizer).state[parameter][key]
     return slot
 
 
@@ -306,8 +304,8 @@ def _plain(optimizer: Any) -> torch.optim.Optimizer:
 def _loss_scale(engine: Any) -> Any:
     """DeepSpeed's dynamic loss scale, or None."""
     optimizer = engine.optimizer
-    scale = getattr(optimizer, "loss_scaler", None) or getattr(optimizer, "loss_scale_config", None)
-    return scale if getattr(scale, "dynamic", getattr(scale, "dynamic_loss_scale", False)) else None
+    scale = getattr(optimizer, "loss_scaler", None)
+    return scale if getattr(scale, "dynamic", False) else None
 
 
 def _make_optimizer_state(engine: Any, learner: Learner) -> None:

@@ -144,11 +144,14 @@ class CheckpointStore:
             document = {"format_version": FORMAT_VERSION, "step": step, "m_j": m_j, "files": files}
             commit = storage.join(self.uri, f"{_name(step)}.json")
             storage.write_bytes(commit, canonical_json(document))
-        self._prune()
+        self._prune(step)
 
-    def _prune(self) -> None:
-        """Throw away all but the newest and the best, and what killed runs have left of some."""
-        made = self.committed()
+    def _prune(self, newest: int) -> None:
+        """Throw away all but the newest and the best, and what killed runs have left of some.
+
+        One that claims to be newer is one that could not be resumed from, so it is none.
+        """
+        made = [one for one in self.committed() if one.step <= newest]
         by_score = sorted((one for one in made if one.m_j is not None), key=better, reverse=True)
         kept = {_name(one.step) for one in [*made[:1], *by_score[: self._keep]]}
         names = [name for name in storage.list_sizes(self.uri) if name.startswith("step-")]

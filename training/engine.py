@@ -7,6 +7,7 @@ engine that goes forward, backward and a step.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import sys
 from typing import Any
@@ -28,19 +29,21 @@ def start_engine(config: TrainConfig, learner: Learner, device: torch.device) ->
     """
     deepspeed = _import_deepspeed(device)
     learner.to(device)
-    workers = config.workers
+    workers, world = config.workers, torch.distributed.get_world_size()
     learner.save.image_encoder.recompute = workers.activation_checkpointing
     if workers.compile:
         # Nearly all of the work. What surrounds it changes shape with the batch, and is small.
         learner.save.image_encoder.compile()
     settings = {
         # DeepSpeed only multiplies this by the ranks, for its own log: shares may be unequal.
-        "train_micro_batch_size_per_gpu": max(
-            config.batch // torch.distributed.get_world_size() // config.accumulate, 1
-        ),
-        "gradient_accumulation_steps": config.accumulate,
+        "train_micro_batch_size_per_gpu": max(config.batch // world // config.parts(world), 1),
+        "gradient_accumulation_steps": config.parts(world),
+        # In bf16 a sum over ranks would lose what fp32 keeps, more with every rank.
+        "communication_data_type": "fp32",
         "zero_optimization": {
-            "stage": workers.zero_stage,
+            # Its plain optimizer of fp16 and bf16 begins with a step of its own, and in fp16
+            # divides by a scale that the loss never had.
+            "stage": workers.zero_stage or int(config.precision != "fp32"),
             # Elements, not bytes; the default would reserve 2 GB a buffer.
             "reduce_bucket_size": 50_000_000,
             # Gloo has no reduce-scatter: DeepSpeed would make one of many small reductions.
@@ -70,7 +73,7 @@ def take_batch(
 
     Args:
         total: samples of the batch, over all ranks.
-        accumulate: parts in which the share is computed, one after the other.
+        accumulate: parts in which the share is computed, one after the other; the engine's own.
 
     Returns:
         of each part of the loss this rank's share of the mean; and the norm of the whole batch's
@@ -93,15 +96,15 @@ def take_batch(
 def _take_step(engine: Any, learner: Learner) -> Tensor | float:
     """The engine's step; while there are parts to come, it changes nothing and has no norm."""
     norm: Tensor | float | None = None
-    # Without ZeRO, DeepSpeed leaves an fp16 gradient's norm multiplied by the scale of the loss.
-    unfused = getattr(engine.optimizer, "loss_scale_config", None)
-    scale = 1.0 if unfused is None else unfused.cur_scale
     if isinstance(engine.optimizer, torch.optim.Optimizer):
         # Without ZeRO, DeepSpeed clips an fp32 gradient and forgets its norm.
         gradients = [p.grad for _, p in learner.trainable() if p.grad is not None]
         norm = torch.nn.utils.get_total_norm(gradients)
+    skipped = engine.skipped_steps
     engine.step()
-    return (engine.get_global_grad_norm() or 0.0) / scale if norm is None else norm
+    if engine.skipped_steps > skipped:
+        return math.inf  # DeepSpeed would tell the norm of a step before
+    return engine.get_global_grad_norm() or 0.0 if norm is None else norm
 
 
 def _import_deepspeed(device: torch.device) -> Any:

@@ -165,6 +165,8 @@ class _Run:
         torch.distributed.broadcast(step, src=0)
         if self.rank != 0 and step >= 0:
             self.store.fetch_step(int(step), folder)
+        # DeepSpeed's own group waits for the last of them for ten minutes at most.
+        torch.distributed.barrier()
         return bool(step >= 0)
 
     def go(self) -> None:
@@ -218,13 +220,22 @@ class _Run:
         # Whatever is drawn is drawn anew after a resume.
         torch.manual_seed(self.config.seed * 1_000_003 + step)
         set_learning_rate(self.engine.optimizer, self.config.optimizer.rate(step, self.steps))
-        told, norm = take_batch(
-            self.engine,
-            self.learner,
-            batch,
-            total=self.config.batch,
-            accumulate=self.config.accumulate,
-        )
+        try:
+            told, norm = take_batch(
+                self.engine,
+                self.learner,
+                batch,
+                total=self.config.batch,
+                accumulate=self.config.parts(self.world),
+            )
+        except Exception as error:
+            # DeepSpeed has no class of its own for it.
+            if "loss scale already at minimum" not in str(error):
+                raise
+            raise _Hopeless(
+                f"fp16 overflows at step {step + 1} however little the loss is scaled: give "
+                "precision bf16 or fp32, as another --stage"
+            ) from None
         self.norms.append(norm)
         if self.mean is not None:
             self.mean.update(step + 1)
@@ -232,29 +243,32 @@ class _Run:
 
     def _log(self, done: int, pending: list[dict[str, Tensor]]) -> None:
         """A point of the curves, of the mean over the steps since the last one."""
+        norms = np.array([float(norm) for norm in self.norms])
+        self.norms.clear()
+        is_sound = np.isfinite(norms)
+        # In fp16 it is usual that some are not: these steps are skipped, and the loss scaled less.
+        is_skipped = ~is_sound & (self.config.precision == "fp16")
+        if not is_skipped.all():
+            pending = [told for told, skip in zip(pending, is_skipped, strict=True) if not skip]
         names = list(pending[0])
         values = torch.stack([torch.stack([told[name] for name in names]) for told in pending])
         means = values.mean(0)
         torch.distributed.all_reduce(means)
         point = {"step": float(done), **dict(zip(names, means.tolist(), strict=True))}
         point["learning_rate"] = self.config.optimizer.rate(done - 1, self.steps)
-        norms = np.array([float(norm) for norm in self.norms])
-        self.norms.clear()
-        is_sound = np.isfinite(norms)
         if is_sound.any():
             point["grad_norm"] = float(norms[is_sound].mean())
         if scale := checkpoint.optimizer_state(self.engine)[1]:
             point["loss_scale"] = scale["cur_scale"]
-        # In fp16 it is usual that some are not: these steps are skipped, and the loss scaled less.
-        is_sound |= self.config.precision == "fp16"
-        if not np.isfinite(point["loss"]) or not is_sound.all():
-            what = "gradient" if np.isfinite(point["loss"]) else "loss"
+        is_finite = bool(np.isfinite(point["loss"]) or is_skipped.all())
+        if not is_finite or not (is_sound | is_skipped).all():
+            what = "gradient" if is_finite else "loss"
             raise _Hopeless(
                 f"the {what} is no finite number at step {done}: lower optimizer.learning_rate or "
                 "raise optimizer.warmup_steps, as another --stage; its --parent can be the newest "
                 f"checkpoint in {self.store.uri}, which is from before"
             )
-        pace = self.accounts.take(len(pending))
+        pace = self.accounts.take(len(norms))
         point |= pace
         self.history.append(point)
         if self.rank == 0:

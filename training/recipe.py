@@ -59,7 +59,7 @@ class WorkersConfig:
     use_gpu: bool = False
     """Give each worker a GPU (NCCL) instead of CPUs alone (gloo)."""
     zero_stage: Literal[0, 1, 2, 3] = 1
-    """DeepSpeed's ZeRO stage: what is split over the workers."""
+    """DeepSpeed's ZeRO stage: what is split over the workers. In bf16 and fp16 0 means 1."""
     decoders: int = 0
     """Processes of each worker that decode samples; 0 decodes on a thread of the worker."""
     activation_checkpointing: bool = False
@@ -104,8 +104,8 @@ class TrainConfig:
     batch: int = 16
     """Samples in a step, over all workers."""
     accumulate: int = 1
-    """Parts in which a worker computes its share of a step, one after the other, to need less
-    memory."""
+    """Parts in which each of ``workers.count`` workers computes its share of a step, one after the
+    other, to need less memory; fewer workers take more parts."""
     steps: int | None = None
     """Steps to train; give this or ``epochs``."""
     epochs: float | None = None
@@ -174,6 +174,11 @@ class TrainConfig:
             raise ValueError(
                 "ema needs the whole weights on each worker: give workers.zero_stage 0, 1 or 2"
             )
+        if workers.compile and workers.zero_stage == 3:
+            raise ValueError(
+                "workers.compile does not go with workers.zero_stage 3, which hides weights from "
+                "the compiler: give zero_stage 0, 1 or 2"
+            )
         if min(self.profile, default=1) < 1:
             raise ValueError(f"profile names steps from 1 on, got {min(self.profile)}")
 
@@ -187,6 +192,14 @@ class TrainConfig:
             return self.steps
         assert self.epochs is not None
         return max(math.ceil(self.epochs * samples / self.batch), 1)
+
+    def parts(self, world: int) -> int:
+        """Parts in which each of ``world`` workers computes its share of a step.
+
+        With fewer workers than the stage asks for there are more of them, so that none is larger.
+        """
+        largest, planned = (math.ceil(self.batch / count) for count in (world, self.workers.count))
+        return min(math.ceil(self.accumulate * largest / planned), self.batch // world)
 
     def what_is_learned(self) -> dict[str, Any]:
         """The configuration without what only says how and where the stage is run."""

@@ -8,6 +8,7 @@ import os
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import replace
 from typing import Any
 
@@ -193,7 +194,7 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
-    from ray.train.v2.api.exceptions import TrainingFailedError
+    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
 
     from training import progress
 
@@ -247,9 +248,13 @@ def _fit(
         try:
             _interruptible(trainer.fit)
         except TrainingFailedError as error:
+            failed = (
+                "Ray Train could not start them"
+                if isinstance(error, ControllerError)
+                else f"the workers failed more than {workers.max_failures} times, at last by"
+            )
             reason = board.given_up() or (
-                f"the workers failed more than {workers.max_failures} times, at last by "
-                f"{_last_line(error)}; run it again to go on at the newest checkpoint"
+                f"{failed} {_last_line(error)}; run it again to go on at the newest checkpoint"
             )
             raise JobFailed(f"{config.stage} stopped: {reason}") from error
         if reason := board.given_up():
@@ -314,8 +319,8 @@ def _summary(config: TrainConfig, corpus: Corpus, store: CheckpointStore) -> dic
 
 
 def _newest(store: CheckpointStore) -> Progress:
-    made = store.committed()
-    if not made:
-        return Progress()
-    state = storage.join(store.folder(made[0].step), checkpoint.STATE)
-    return checkpoint.parse_progress(storage.read_bytes(state))
+    for made in store.committed():
+        with suppress(ValueError):  # a damaged one, which is told of when it is resumed from
+            state = storage.join(store.folder(made.step), checkpoint.STATE)
+            return checkpoint.parse_progress(storage.read_bytes(state))
+    return Progress()

@@ -14,9 +14,6 @@ from pathlib import Path
 
 from infra import media, video
 
-# AVSBench's choice: one for each of ``count`` seconds, none where there are no pictures.
-chosen = video.frames_a_second
-
 
 def frames_of(
     data: bytes, path: str, count: int, *, side: int | None, max_seconds: float
@@ -36,7 +33,7 @@ def frames_of(
         try:
             (pictures, rate), _ = video.read_video(Path(file.name), max_seconds=max_seconds)
             frames = []
-            for image_HW3 in chosen(pictures, count, rate=rate):
+            for image_HW3 in video.frames_a_second(pictures, count, rate=rate):
                 if side is not None:
                     image_HW3 = media.resize_image(image_HW3, side, side)
                 frames.append(media.encode_png(image_HW3))

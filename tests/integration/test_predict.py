@@ -15,7 +15,7 @@ from infra import media
 from infra.config import main
 from infra.video import read_video, write_video
 from model import build_save, saved
-from pipelines.predict import PredictConfig, loudest_example, predict, predict_frame
+from pipelines.predict import PredictConfig, example_of, loudest_example, predict, predict_frame
 from tests.made_corpus import tone
 from training.samples import clip_log_mel
 
@@ -189,6 +189,12 @@ def test_frames_are_those_that_avsbench_takes(
         )
     )
     assert seen == wanted
+
+
+def test_the_sound_keeps_up_with_a_long_video() -> None:
+    assert [example_of(second) for second in range(10)] == list(range(10))
+    begins = [example_of(second) * 15_360 / 16_000 for second in range(3_600)]
+    assert all(abs(begin - second) <= 0.48 for second, begin in enumerate(begins))
 
 
 def test_the_loudest_example_is_taken_whole() -> None:

@@ -16,7 +16,7 @@ from PIL import Image
 from infra import media, storage, video
 from infra.corpus import Refused, Sample
 from synth import avsbench
-from synth.avsbench import pictures, raw_video
+from synth.avsbench import pictures
 from tests import made_avsbench as made
 
 SUBSETS = ("s4", "ms3", "v1s", "v1m", "v2", "avss")
@@ -270,17 +270,6 @@ def test_a_damaged_raw_video_refuses_its_clip_by_name(with_video: Path) -> None:
     assert len(said) == 1
     path = raw.removeprefix("Single-source/")
     assert said[0].startswith(f"unreadable: {path} cannot be opened as a video")
-
-
-@pytest.mark.parametrize("rate", [1, 8, 10, 25, 30000 / 1001, 30])
-def test_chosen_frames_have_the_benchmarks_numbers(rate: float) -> None:
-    total = int(5 * rate)
-    moments = ((number / rate, np.array(number)) for number in range(total))
-    numbers = [int(picture) for picture in raw_video.chosen(moments, 5)]
-    wanted = [
-        min(int(second * round(rate) + 15 / 16 * round(rate)), total - 1) for second in range(5)
-    ]
-    assert numbers == wanted
 
 
 def test_clean_splits_take_the_shared_videos_out_of_train_alone(tree: Path) -> None:

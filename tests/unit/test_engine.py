@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
@@ -100,6 +101,46 @@ def test_an_engine_learns_what_torch_alone_learns_clipped_and_in_parts(zero_stag
         assert norm == pytest.approx(float(expected["grad_norm"]), rel=1e-5)
     engine.destroy()
     assert relative_error(everything(learner), everything(plain)) < 1e-6
+
+
+@pytest.mark.parametrize("precision", ["bf16", "fp16"])
+@pytest.mark.parametrize("zero_stage", [0, 1, 2])
+def test_below_fp32_a_stage_learns_what_fp32_learns(
+    precision: Any, zero_stage: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deepspeed.accelerator import get_accelerator
+
+    # DeepSpeed refuses what this CPU does slowly; the arithmetic is that of a GPU.
+    monkeypatch.setattr(get_accelerator(), "is_fp16_supported", lambda: True)
+    told = config(precision=precision, workers=WorkersConfig(count=1, zero_stage=zero_stage))
+    plain = build_learner(told, classes=CLASSES)
+    optimizer = told.optimizer.build([p for _, p in plain.trainable()])
+    learner = build_learner(told, classes=CLASSES)
+    engine = start_engine(told, learner, CPU)
+    taken = 0
+    for step in range(40):
+        batch = made_batch(step, SIDE)
+        loss, norm = take(engine, learner, batch)
+        if not math.isfinite(norm):
+            assert precision == "fp16" and taken == 0  # until the scale of the loss fits
+            gathered = checkpoint.gather(engine, learner)
+            assert not any(value.any() for value in gathered["exp_avg"].values())
+            continue
+        expected = train_step(plain, optimizer, batch, clip_norm=CLIP_NORM, accumulate=2)
+        assert loss == pytest.approx(float(expected["loss"]), rel=3e-2)
+        assert norm == pytest.approx(float(expected["grad_norm"]), rel=0.1)
+        taken += 1
+        if taken == 3:
+            break
+    assert taken == 3
+    gathered = checkpoint.gather(engine, learner)
+    assert checkpoint.optimizer_state(engine)[0] == 3
+    engine.destroy()
+    moments = {n: optimizer.state[p]["exp_avg"] for n, p in plain.trainable()}
+    ours, theirs = (
+        torch.cat([t.flatten() for t in m.values()]) for m in (gathered["exp_avg"], moments)
+    )
+    assert relative_error(ours, theirs) < 0.1
 
 
 @pytest.mark.parametrize("again", [False, True])

@@ -17,7 +17,7 @@ from synth.sources.esc50 import Esc50Config
 
 DRIVER = "10.0.0.1"
 OTHER = "10.0.0.2"
-SHARED = "on other machines too"
+SHARED = "a disk that all of them share"
 
 
 def node(address: str, cpus: int, *, name: str = "", lives: bool = True) -> dict[str, Any]:
