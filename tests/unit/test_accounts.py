@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from torch._dynamo.testing import CompileCounter
 
 from training import accounts
 from training.accounts import matrix_peak
@@ -69,6 +70,18 @@ def test_the_share_of_the_matrix_peak_is_that_of_the_products_of_a_step(clock: C
             matrix @ matrix
     clock.now += 1.0
     assert kept.take(2)["matrix_peak"] == pytest.approx(2 * 2e6 / 1e9)
+
+
+def test_what_is_compiled_is_compiled_although_its_first_step_was_counted() -> None:
+    kept = accounts.Accounts(CPU, batch=1, peak=1e9)
+    counter = CompileCounter()
+    weight_NN = torch.ones(100, 100)
+    step = torch.compile(lambda value_NN: value_NN @ weight_NN, backend=counter)
+    for _ in range(2):
+        with kept.counted():
+            step(weight_NN)
+    assert counter.frame_count == 1
+    assert kept.take(1)["matrix_peak"] > 0
 
 
 def test_there_is_no_peak_of_a_processor() -> None:

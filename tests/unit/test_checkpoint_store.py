@@ -95,6 +95,19 @@ def test_a_torn_checkpoint_is_skipped_with_a_word(
     assert bool(told) == (tear != "no commit")
 
 
+def test_a_damaged_newest_checkpoint_does_not_take_those_that_follow_along(
+    store: CheckpointStore, tmp_path: Path
+) -> None:
+    save(store, 10, m_j=0.9)
+    save(store, 50, m_j=0.5)
+    (Path(store.folder(50)) / "save.safetensors").write_bytes(bytes([3]) * 100)
+    assert store.fetch_newest(tmp_path) == 10
+    save(store, 20)
+    save(store, 30)
+    assert [one.step for one in store.committed()] == [30, 10]
+    assert store.fetch_newest(tmp_path) == 30
+
+
 def test_a_commit_that_names_files_elsewhere_is_no_commit(
     store: CheckpointStore, told: list[str], tmp_path: Path
 ) -> None:

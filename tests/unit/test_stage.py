@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -148,6 +149,7 @@ def test_what_a_person_can_mend_is_told_before_any_worker_starts(
         {"few_shot": 1.5},
         {"ema": 1.0},
         {"ema": 0.9, "workers": WorkersConfig(zero_stage=3)},
+        {"workers": WorkersConfig(compile=True, zero_stage=3)},
         {"profile": (0,)},
         {"workers": WorkersConfig(count=2, min_count=3)},
     ],
@@ -157,3 +159,19 @@ def test_a_configuration_that_contradicts_itself_is_refused(
 ) -> None:
     with pytest.raises(ValueError):
         dataclasses.replace(config, **changes)
+
+
+@pytest.mark.parametrize("accumulate", [1, 2, 3, 4])
+def test_fewer_workers_take_more_parts_and_none_is_larger(
+    config: TrainConfig, accumulate: int
+) -> None:
+    planned = dataclasses.replace(
+        config, batch=16, accumulate=accumulate, workers=WorkersConfig(count=4)
+    )
+    assert planned.parts(4) == accumulate
+    largest = math.ceil(4 / accumulate)
+    for world in (1, 2, 3):
+        for share in {16 // world, math.ceil(16 / world)}:
+            assert planned.parts(world) <= share
+            # Three workers have a share of six where another has five: then one part more is full.
+            assert math.ceil(share / planned.parts(world)) <= largest + (world == 3)
