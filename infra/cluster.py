@@ -112,7 +112,7 @@ def _join(address: str) -> None:
         runtime_env = {"env_vars": carried}
         if (CHECKOUT / "pyproject.toml").is_file():
             runtime_env["working_dir"] = str(CHECKOUT)
-            runtime_env["excludes"] = ["/.git/", "/runs/", "/.venv/", "/.extensions/"]
+            runtime_env["excludes"] = ["/.git/", "/runs/", "/.venv/"]
     try:
         ray.init(
             address=address,

@@ -32,6 +32,7 @@ from synth.gallery import (
     unstated_rows,
 )
 from synth.recipe import TEST, TRAIN, VAL
+from synth.soundtrack import DIGITAL_SILENCE_DB
 
 PAGE = "index.html"
 MOST_BYTES = 8_000_000
@@ -221,7 +222,7 @@ def _loudness(tables: Mapping[str, pa.Table]) -> str:
     levels = _column(tables, "loudness_db")
     if not levels:
         return "<p>Not recorded.</p>"
-    heard = {split: db_N[np.isfinite(db_N)] for split, db_N in levels.items()}
+    heard = {split: db_N[db_N > DIGITAL_SILENCE_DB] for split, db_N in levels.items()}
     silent = sum(len(levels[split]) - len(heard[split]) for split in levels)
     return (
         "<p>Level of the sound in dB of full scale; what is below &minus;60 counts to the first "

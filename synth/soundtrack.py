@@ -14,6 +14,8 @@ from synth.tables import Clip
 
 # Clips come at every loudness; they are brought to this RMS before a drawn gain is applied.
 REFERENCE_RMS = 0.1
+DIGITAL_SILENCE_DB = -120.0
+"""Level of a sound of zeros; 16-bit noise alone has -101."""
 _SILENCE_BELOW = 0.02
 
 
@@ -58,9 +60,9 @@ def window(clip: Clip, seconds: float, start: float) -> float:
 
 
 def loudness_db(wave_N: np.ndarray) -> float:
-    """RMS in dB of full scale, -120 at the least."""
+    """RMS in dB of full scale, ``DIGITAL_SILENCE_DB`` at the least."""
     rms = float(np.sqrt(np.mean(np.square(wave_N, dtype=np.float64))))
-    return 20.0 * float(np.log10(max(rms, 1e-6)))
+    return max(20.0 * float(np.log10(max(rms, 1e-9))), DIGITAL_SILENCE_DB)
 
 
 def stretch(wave_N: np.ndarray, samples: int, *, start: float) -> np.ndarray:

@@ -395,3 +395,23 @@ def test_media_of_which_too_much_is_damaged_stop_the_job_with_a_report(tmp_path:
     assert not (uri / "corpus.json").exists() and not (uri / "shards").exists()
     catalog = build_catalog(str(media), candidates(str(media)))
     assert isinstance(catalog, Catalog) and catalog.refused_by_reason == {"unreadable": 8}
+
+
+def test_an_extension_may_allow_more_refusals(media: Path, standing: Path, tmp_path: Path) -> None:
+    uri = tmp_path / "extended"
+    shutil.copytree(standing, uri)
+    lenient = grown(dataclasses.replace(RECIPE, max_refused=0.9))
+    assert made(uri, media, lenient, extend=True)["shards_made"] == MORE_SHARDS
+
+
+def test_a_corpus_does_not_stand_for_a_list_that_holds_out_others(tmp_path: Path) -> None:
+    media, uri = own_media(tmp_path / "media", seed=31), tmp_path / "corpus"
+    table = tmp_path / "s4_meta_data.csv"
+    table.write_text("name,category,split\naaaaaaaaaaa,dog,test\n")
+    recipe = dataclasses.replace(RECIPE, held_out_tables=(str(table),))
+    assert made(uri, media, recipe)["shards_made"] == SHARDS
+    before = files(uri)
+    table.write_text("name,category,split\nbbbbbbbbbbb,dog,test\n")
+    with pytest.raises(ValueError, match=r"another corpus stands .*held_out_videos differs"):
+        made(uri, media, recipe)
+    assert files(uri) == before

@@ -185,3 +185,9 @@ def test_equal_content_has_equal_digests() -> None:
         "inner": {"depth": 3, "in_the_dark": False, "names": ["a"]},
         "dry_run": False,
     }
+
+
+def test_a_value_for_a_group_of_fields_is_one_sentence_with_those_it_has(capsys: Any) -> None:
+    code, _, err = end(["--uri=x", "--inner=deep"], lambda job: {}, capsys)
+    assert code == 2 and err.count("\n") == 1
+    assert "--inner takes no value of its own: give its fields (--inner.depth," in err
