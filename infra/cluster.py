@@ -87,7 +87,7 @@ def disconnect() -> None:
 
 
 def works_here_alone() -> bool:
-    """Whether all tasks run on this machine, so that they see the files that lie on it.
+    """Whether all tasks would now run on this machine, so that they see the files on it.
 
     What tells machines apart is their address: a machine may run several of a cluster's nodes.
     """

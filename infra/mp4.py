@@ -7,8 +7,11 @@ import re
 
 # An hour of sound and pictures has 400,000.
 MAX_PACKETS = 1_000_000
+# FFmpeg takes a file that begins with one of these for an MP4.
+_FIRST_BOXES = frozenset(
+    b"ftyp moov mdat wide free skip styp sidx moof pnot udta uuid junk pict prfl ediw".split()
+)
 # The count of packets in an MP4's tables; cmov is a header in zlib.
-_FIRST_BOXES = (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip")
 _TABLES = re.compile(rb"(?s)(?:stsz|stz2)(?=.{8}(.{4}))|trun(?=.{4}(.{4}))|cmov")
 
 

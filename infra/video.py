@@ -136,20 +136,21 @@ def frames_a_second(
 ) -> Iterator[np.ndarray]:
     """One frame for each second, the one that AVSBench takes.
 
-    Of second l that is frame ``int((l + 15/16) * round(rate))``, and the last one where the video
-    ends before (its preprocess_scripts/preprocess_s4.py). So a second is ``round(rate)`` frames
-    however long they last: 24 s at 12.5 frames a second are 25 of them. AVSBench reads through
-    FFmpeg, which makes the rate constant: where frames are left out, the one before stands in.
+    Of second l that is frame ``int((l + 15/16) * rate)``, and the last one where the video ends
+    before (its preprocess_scripts/preprocess_s4.py). AVSBench, which knows how many seconds it
+    wants, rounds the rate: with ``count``, 24 s at 12.5 frames a second are 26 of 12. It reads
+    through FFmpeg, which makes the rate constant: where frames are left out, the one before stands
+    in.
 
     Args:
         pictures: time in seconds and picture, in the order of time. No more are taken than are
             needed, and one is held at a time.
-        count: of seconds. By default as many as the video has, the last one if at least half of
-            it is there.
+        count: of AVSBench's seconds. By default as many real ones as the video has, the last one
+            if at least half of it is there.
         rate: frames a second, as ``read_video`` gives it; by default, that of the frames so far.
     """
     second = number = 0
-    first, whole = 0.0, 1
+    first, whole = 0.0, 1.0
     held: np.ndarray | None = None
     for order, (moment, image_HW3) in enumerate(pictures):
         if held is None:
@@ -157,7 +158,7 @@ def frames_a_second(
         elif moment > first:
             pace = rate or order / (moment - first)
             # AVSBench rounds what FFmpeg prints, two decimals: 12.5 is 12, however it was counted.
-            whole = max(round(round(pace, 2)), 1)
+            whole = pace if count is None else max(round(round(pace, 2)), 1)
             number = round((moment - first) * pace)
             # Taken once one behind it has come: only then is it known that none comes in between.
             while number > int((second + _PART) * whole):

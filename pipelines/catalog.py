@@ -101,7 +101,7 @@ def find_media(media: MediaConfig) -> Offer:
                 f"the media from Debian packages would lie in {cache / 'media'} on this machine "
                 "alone, and the tasks of this cluster run on others: run pipelines/catalog.py "
                 "without a cluster to fetch them, copy that folder to s3:// or to a disk that all "
-                "machines share, and name it with --media.folder"
+                "machines share, and name it with --media.folder; or set SAVE_CACHE to such a disk"
             )
         folder = str(debian_media.fetch(cache, progress=logger.info))
     offer = Offer(folder, sources)

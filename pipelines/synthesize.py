@@ -252,10 +252,17 @@ def _sources(rows: Rows[Any]) -> Iterator[tuple[str, str]]:
 
 def _recipe(job: SynthesizeConfig) -> Recipe:
     """What is to be made; another corpus at the URI is told of before any media are looked at."""
-    if job.extend:
-        return _extended(job)
-    check_free(job.uri, recipe=config.to_dict(job.corpus), seed=job.seed)
-    return job.corpus
+    recipe = _extended(job) if job.extend else job.corpus
+    if not job.extend:
+        check_free(job.uri, recipe=config.to_dict(recipe), seed=job.seed)
+    with suppress(FileNotFoundError):
+        if "held_out_videos" not in Corpus.open(job.uri).manifest["sources"]:
+            raise ValueError(
+                f"the corpus at {job.uri} is of an earlier version and does not tell all that it "
+                "was made of: it can be used as ever, but not made larger or mended; choose "
+                "another URI for what this job makes"
+            )
+    return recipe
 
 
 def _extended(job: SynthesizeConfig) -> Recipe:

@@ -10,6 +10,7 @@ stands, it is taken as it is while the same files are offered.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 
 import pyarrow as pa
@@ -18,6 +19,7 @@ import pyarrow.parquet as pq
 from infra import storage
 
 PREFIX = "looked-"
+_NAME = re.compile(rf"{PREFIX}[0-9a-f]{{64}}\.parquet")
 _COLUMN = "rows"
 _SHA256 = b"sha256"
 _LIMIT = 4 << 30
@@ -52,13 +54,16 @@ class Looked:
 
     def clear(self) -> None:
         """Remove all batches: the catalog has what they say."""
-        for uri in storage.list_files(self.catalog):
-            if uri.rpartition("/")[2].startswith(PREFIX):
-                storage.remove(uri)
+        for name in storage.list_sizes(self.catalog):
+            if _NAME.fullmatch(name):
+                storage.remove(storage.join(self.catalog, name))
 
     def _uri(self, batch: str) -> str:
         return storage.join(self.catalog, f"{PREFIX}{batch}.parquet")
 
 
 def _digest(answers: Sequence[str]) -> bytes:
-    return hashlib.sha256("\n".join(answers).encode()).hexdigest().encode()
+    total = hashlib.sha256()
+    for answer in answers:
+        total.update(hashlib.sha256(answer.encode()).digest())
+    return total.hexdigest().encode()

@@ -90,11 +90,10 @@ def look_again(
     for name in TABLES:
         if name != "refused":
             known = getattr(catalog, name)
-            old = set(known.texts("id"))
-            parts[name] = [
-                known,
-                *(p.take(np.asarray([i not in old for i in p.texts("id")])) for p in parts[name]),
-            ]
+            # What is said of a photograph's other objects may have changed as well.
+            anew = {ident for part in parts[name] for ident in part.texts("id")}
+            kept = np.asarray([ident not in anew for ident in known.texts("id")], bool)
+            parts[name].append(known.take(kept))
     return _described(assemble(catalog.roots, parts), candidates, catalog.offered)
 
 
@@ -153,7 +152,7 @@ def _look(
         made: dict[str, list[Any]] = {name: [] for name in TABLES}
         made["refused"] += [refuse(c, c.refusal) for c in batch if c.refusal]
         packed = [_packed(c) for c in batch if not c.refusal]
-        known = config.digest({"format": FORMAT, "roots": dict(roots), "candidates": packed})
+        known = _batch_name(roots, packed)
         answers = None if looked is None else looked.find(known)
         if answers is None:
             answers = [a["rows"] for a in map_rows([{"candidate": c} for c in packed], look)]
@@ -173,8 +172,16 @@ def _look(
     return parts
 
 
+def _batch_name(roots: Mapping[str, str], packed: Sequence[str]) -> str:
+    """sha256 of all that is asked about a batch."""
+    total = hashlib.sha256(config.digest({"format": FORMAT, "roots": dict(roots)}).encode())
+    for candidate in packed:
+        total.update(hashlib.sha256(candidate.encode()).digest())
+    return total.hexdigest()
+
+
 def _legible(candidate: Candidate) -> Candidate:
-    """The same candidate; refused, and spelled in ASCII, where a text of it is no Unicode.
+    """The same candidate; refused, and with escapes in it, where a text of it is no Unicode.
 
     Names of files that are not UTF-8 come with lone surrogates, as some JSON does; no table and no
     manifest can hold them.

@@ -59,6 +59,8 @@ class CheckpointStore:
         # One thread: checkpoints are committed in the order in which they were made.
         self._uploads = ThreadPoolExecutor(1, thread_name_prefix="checkpoints")
         self._upload: Future[None] | None = None
+        # Whole by its sizes, and not what was committed: it must not pass for the newest one.
+        self._damaged: set[int] = set()
 
     def folder(self, step: int) -> str:
         """URI of a checkpoint's folder."""
@@ -125,6 +127,7 @@ class CheckpointStore:
                 self.fetch(checkpoint, folder)
                 return checkpoint.step
             except (ValueError, FileNotFoundError) as error:
+                self._damaged.add(checkpoint.step)
                 self._say(f"{error}; the checkpoint before it is taken")
         return None
 
@@ -142,16 +145,14 @@ class CheckpointStore:
                 files[path.name] = (path.stat().st_size, _sha256(path))
                 storage.upload(path, storage.join(self.folder(step), path.name))
             document = {"format_version": FORMAT_VERSION, "step": step, "m_j": m_j, "files": files}
+            self._damaged.discard(step)
             commit = storage.join(self.uri, f"{_name(step)}.json")
             storage.write_bytes(commit, canonical_json(document))
-        self._prune(step)
+        self._prune()
 
-    def _prune(self, newest: int) -> None:
-        """Throw away all but the newest and the best, and what killed runs have left of some.
-
-        One that claims to be newer is one that could not be resumed from, so it is none.
-        """
-        made = [one for one in self.committed() if one.step <= newest]
+    def _prune(self) -> None:
+        """Throw away all but the newest and the best, and what killed runs have left of some."""
+        made = [one for one in self.committed() if one.step not in self._damaged]
         by_score = sorted((one for one in made if one.m_j is not None), key=better, reverse=True)
         kept = {_name(one.step) for one in [*made[:1], *by_score[: self._keep]]}
         names = [name for name in storage.list_sizes(self.uri) if name.startswith("step-")]

@@ -72,7 +72,9 @@ def train(settings: dict[str, Any]) -> None:
         board.give_up(str(error))
         raise
     except torch.OutOfMemoryError as error:
-        board.give_up(f"a worker ran out of memory ({error}): {OUT_OF_MEMORY}")
+        # With fewer workers than asked for it may go better when more have come.
+        if ray.train.get_context().get_world_size() >= settings["config"].workers.count:
+            board.give_up(f"a worker ran out of memory ({error}): {OUT_OF_MEMORY}")
         raise
 
 
@@ -254,13 +256,15 @@ class _Run:
         values = torch.stack([torch.stack([told[name] for name in names]) for told in pending])
         means = values.mean(0)
         torch.distributed.all_reduce(means)
-        point = {"step": float(done), **dict(zip(names, means.tolist(), strict=True))}
+        point = {"step": float(done)}
+        if not is_skipped.all():
+            point |= dict(zip(names, means.tolist(), strict=True))
         point["learning_rate"] = self.config.optimizer.rate(done - 1, self.steps)
         if is_sound.any():
             point["grad_norm"] = float(norms[is_sound].mean())
         if scale := checkpoint.optimizer_state(self.engine)[1]:
             point["loss_scale"] = scale["cur_scale"]
-        is_finite = bool(np.isfinite(point["loss"]) or is_skipped.all())
+        is_finite = bool(np.isfinite(point.get("loss", 0.0)))
         if not is_finite or not (is_sound | is_skipped).all():
             what = "gradient" if is_finite else "loss"
             raise _Hopeless(

@@ -236,11 +236,11 @@ class _Lines:
                 return
             self._shown = now
             logger.info(
-                "%s: step %.0f of %d, loss %.4f, %.1f samples/s, %s left",
+                "%s: step %.0f of %d, %s, %.1f samples/s, %s left",
                 self._stage,
                 item["step"],
                 self._steps,
-                item["loss"],
+                _loss(item),
                 item["samples_per_second"],
                 _time(item[SECONDS_LEFT]),
             )
@@ -272,9 +272,14 @@ class _Bar:
         elif isinstance(item, dict) and "val_m_j" in item:
             self._score = _scores(item)
         elif isinstance(item, dict):
-            pace = f"loss {item['loss']:.4f}, {item['samples_per_second']:.1f} samples/s"
+            pace = f"{_loss(item)}, {item['samples_per_second']:.1f} samples/s"
             self._bar.set_postfix_str(f"{pace}, {self._score}" if self._score else pace, False)
             self._bar.update(int(item["step"]) - self._bar.n)
+
+
+def _loss(point: Point) -> str:
+    """A point has none where fp16 skipped each of its steps."""
+    return f"loss {point['loss']:.4f}" if "loss" in point else "every step skipped"
 
 
 def _scores(point: Point) -> str:

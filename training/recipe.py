@@ -196,7 +196,8 @@ class TrainConfig:
     def parts(self, world: int) -> int:
         """Parts in which each of ``world`` workers computes its share of a step.
 
-        With fewer workers than the stage asks for there are more of them, so that none is larger.
+        With fewer workers than the stage asks for there are more of them, so that none is larger;
+        but where a part is one sample and shares are unequal, some have two.
         """
         largest, planned = (math.ceil(self.batch / count) for count in (world, self.workers.count))
         return min(math.ceil(self.accumulate * largest / planned), self.batch // world)

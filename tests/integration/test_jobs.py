@@ -85,7 +85,7 @@ def test_the_working_directory_carries_the_code_and_nothing_else(ray_head: RayHe
     carried = {line[2:] for line in ended.stdout.splitlines() if line.startswith("./")}
     assert {"infra/corpus.py", "pipelines/recipes/synthesize.yaml", "synth/page.html"} <= carried
     tops = {path.split("/")[0] for path in carried}
-    for name in (".git", ".venv", "runs", ".extensions", ".mypy_cache", ".ruff_cache"):
+    for name in (".git", ".venv", "runs", ".mypy_cache", ".ruff_cache"):
         assert name not in tops
     assert not [path for path in carried if "__pycache__" in path]
 

@@ -156,13 +156,13 @@ def test_bad_input_gives_one_sentence(
 @pytest.mark.parametrize(
     ("rate", "total", "wanted"),
     [
-        # int((l + 15/16) * round(rate)), never beyond the last frame.
+        # int((l + 15/16) * rate), never beyond the last frame.
         (Fraction(25), 125, [23, 48, 73, 98, 123]),
-        (Fraction(30_000, 1001), 149, [28, 58, 88, 118, 148]),
-        (Fraction(25, 2), 56, [11, 23, 35, 47, 55]),
+        (Fraction(30_000, 1001), 149, [28, 58, 88, 118, 147]),
+        (Fraction(25, 2), 58, [11, 24, 36, 49, 57]),
     ],
 )
-def test_frames_are_those_that_avsbench_takes(
+def test_frames_are_those_of_the_seconds_they_are_shown_in(
     model: Path,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,

@@ -16,6 +16,7 @@ import pytest
 import ray
 
 from infra.commit import standing_shards
+from infra.config import canonical_json
 from infra.corpus import Corpus
 from infra.media import encode_png, encode_wav
 from pipelines import catalog as catalog_job
@@ -415,3 +416,17 @@ def test_a_corpus_does_not_stand_for_a_list_that_holds_out_others(tmp_path: Path
     with pytest.raises(ValueError, match=r"another corpus stands .*held_out_videos differs"):
         made(uri, media, recipe)
     assert files(uri) == before
+
+
+def test_a_corpus_of_an_earlier_version_is_told_of_before_any_media_are_looked_at(
+    media: Path, standing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    uri = tmp_path / "corpus"
+    shutil.copytree(standing, uri)
+    manifest = json.loads((uri / "corpus.json").read_bytes())
+    del manifest["sources"]["held_out_videos"]
+    (uri / "corpus.json").write_bytes(canonical_json(manifest))
+    monkeypatch.delattr(synthesize, "look_at_media")
+    for recipe, extend in ((RECIPE, False), (grown(), True)):
+        with pytest.raises(ValueError, match="is of an earlier version"):
+            made(uri, media, recipe, extend=extend)

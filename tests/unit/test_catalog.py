@@ -216,43 +216,6 @@ def test_a_mask_of_another_shape_is_refused(size: tuple[int, int]) -> None:
     )
 
 
-def test_where_a_mask_is_refused_its_class_is_not_wholly_marked() -> None:
-    broken = Annotation(id="broken", class_name="dog", segmentation="[[1, 2, 3]]")
-    shown = dataclasses.replace(
-        candidate("annotated"),
-        annotations=(
-            Annotation(id="dog", class_name="dog", mask_path="dog.png"),
-            Annotation(id="cat", class_name="cat", mask_path="cat.png"),
-            broken,
-        ),
-    )
-    masks_of = {"dog.png": ellipse(PLACES[0]), "cat.png": ellipse(PLACES[1])}
-    rows = inspect(
-        shown,
-        photograph(0, [("dog", PLACES[0]), ("cat", PLACES[1])]),
-        lambda path: media.encode_png(masks_of[path]),
-    )
-    partial = {row.class_name: row.partial for row in rows if isinstance(row, Object)}
-    assert partial == {"dog": True, "cat": False}
-    assert sum(isinstance(row, Refused) for row in rows) == 1
-
-
-def test_a_name_that_is_no_unicode_is_refused_and_the_rest_is_looked_at(own_media: str) -> None:
-    calm = build_catalog(own_media, list(sources.candidates(own_media)))
-    latin = os.fsencode(f"{own_media}/sounds/dog/") + "gebäll.wav".encode("latin-1")
-    with open(latin, "wb") as file:
-        file.write(media.encode_wav(noise(9)))
-    marked = Annotation(id="a\udc80", class_name="dog", mask_path="m.png")
-    more = [
-        candidate(role="sound", path="x.wav", author="bad \ud800"),
-        dataclasses.replace(candidate("annotated", path="y.png"), annotations=(marked,)),
-    ]
-    catalog = build_catalog(own_media, [*sources.candidates(own_media), *more])
-    told = {r.id: r.reason for r in catalog.refused if r.reason.startswith("text: ")}
-    assert set(told) == {"sounds/dog/geb\\udce4ll.wav", "x.wav", "y.png"}
-    assert catalog.clips == calm.clips and catalog.objects == calm.objects
-
-
 def test_a_class_must_be_known() -> None:
     assert refusal(candidate(class_name=""), cut_out()).startswith("class: ")
 

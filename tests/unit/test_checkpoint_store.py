@@ -106,6 +106,8 @@ def test_a_damaged_newest_checkpoint_does_not_take_those_that_follow_along(
     save(store, 30)
     assert [one.step for one in store.committed()] == [30, 10]
     assert store.fetch_newest(tmp_path) == 30
+    save(store, 50)
+    assert store.fetch_newest(tmp_path) == 50
 
 
 def test_a_commit_that_names_files_elsewhere_is_no_commit(

@@ -1,7 +1,8 @@
-"""A catalog that is interrupted goes on from what was looked at, and keeps none of it."""
+"""Looking at all candidates: what is kept on the way, looked at again, or told in no Unicode."""
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import logging
 import random
@@ -10,12 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from infra import media
 from synth import looking
 from synth.catalog import Catalog
+from synth.inspection import inspect
 from synth.looked import PREFIX, Looked
-from synth.looking import build_catalog
+from synth.looking import build_catalog, look_again
 from synth.sources import Offer
-from tests.made_sources import natural_offer
+from synth.tables import Annotation, Candidate, Object, Refused
+from tests.made_sources import PLACES, ellipse, natural_offer, photograph
 
 Row = dict[str, str]
 
@@ -62,8 +66,11 @@ def test_what_was_looked_at_before_is_not_looked_at_again(
     assert first.seen + second.seen == whole.seen and first.seen
     assert resumed == calm
     assert "(10 of them by an earlier run)" in caplog.text
+    own = tmp_path / "objects" / "looked-at-me.png"
+    own.parent.mkdir()
+    own.touch()
     resumed.write(str(tmp_path))
-    assert not kept(tmp_path)
+    assert not kept(tmp_path) and own.exists()
     assert Catalog.read(str(tmp_path)) == calm
 
 
@@ -104,3 +111,57 @@ def flipped(data: bytes, place: int) -> bytes:
     changed = bytearray(data)
     changed[place] ^= 1 << place % 8
     return bytes(changed)
+
+
+def test_a_second_look_says_what_a_first_one_would_say_now(tmp_path: Path) -> None:
+    offer = natural_offer(tmp_path)
+    table = tmp_path / "coco" / "annotations" / "instances_train2017.json"
+    whole = json.loads(table.read_bytes())
+    broken = json.loads(table.read_bytes())
+    kinds = [(a["image_id"], a["category_id"]) for a in broken["annotations"]]
+    several = next(kind for kind in kinds if kinds.count(kind) > 1)
+    broken["annotations"][kinds.index(several)]["segmentation"] = [[1, 2, 3]]
+    table.write_text(json.dumps(broken))
+    before = build_catalog(offer.roots, offer)
+    table.write_text(json.dumps(whole))
+    calm, again = build_catalog(offer.roots, offer), look_again(before, offer)
+    assert sum(row.partial for row in before.objects) > sum(row.partial for row in calm.objects)
+    assert again.fingerprint == calm.fingerprint
+
+
+def test_a_name_that_is_no_unicode_is_refused_and_the_rest_is_looked_at(offer: Offer) -> None:
+    # As os.listdir spells a name that is not UTF-8, and as JSON may.
+    sound = Candidate(role="sound", source="made", root="esc50", path="audio/geb\udce4ll.wav")
+    author = dataclasses.replace(sound, path="audio/x.wav", author="bad \ud800")
+    mark = Annotation(id="a\udc80", class_name="dog", mask_path="m.png")
+    marked = Candidate(
+        role="annotated", source="made", root="coco", path="y.png", annotations=(mark,)
+    )
+    calm = build_catalog(offer.roots, offer)
+    catalog = build_catalog(offer.roots, [*offer, sound, author, marked])
+    told = {r.id for r in catalog.refused if r.reason.startswith("text: ")}
+    assert told == {"esc50:audio/geb\\udce4ll.wav", "esc50:audio/x.wav", "coco:y.png"}
+    assert catalog.clips == calm.clips and catalog.objects == calm.objects
+
+
+def test_where_a_mask_is_refused_its_class_is_not_wholly_marked() -> None:
+    broken = Annotation(id="broken", class_name="dog", segmentation="[[1, 2, 3]]")
+    shown = Candidate(
+        role="annotated",
+        source="made",
+        path="x.png",
+        annotations=(
+            Annotation(id="dog", class_name="dog", mask_path="dog.png"),
+            Annotation(id="cat", class_name="cat", mask_path="cat.png"),
+            broken,
+        ),
+    )
+    masks_of = {"dog.png": ellipse(PLACES[0]), "cat.png": ellipse(PLACES[1])}
+    rows = inspect(
+        shown,
+        photograph(0, [("dog", PLACES[0]), ("cat", PLACES[1])]),
+        lambda path: media.encode_png(masks_of[path]),
+    )
+    partial = {row.class_name: row.partial for row in rows if isinstance(row, Object)}
+    assert partial == {"dog": True, "cat": False}
+    assert sum(isinstance(row, Refused) for row in rows) == 1

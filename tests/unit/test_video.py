@@ -96,8 +96,19 @@ def test_the_frame_of_a_second_is_the_one_that_avsbench_takes(
     rate: float, total: int, wanted: tuple[int, ...], told: bool
 ) -> None:
     assert wanted == tuple(int((second + 15 / 16) * round(rate)) for second in range(5))
-    assert taken(rate, total, told=told) == taken(rate, total, 5, told=told) == wanted
+    assert taken(rate, total, 5, told=told) == wanted
     assert taken(rate, total, 3, told=told) == wanted[:3]
+
+
+@pytest.mark.parametrize("told", [True, False])
+@pytest.mark.parametrize("rate", [25, NTSC, 12.5, 8, 7.5, 1])
+def test_the_frames_of_a_long_video_keep_up_with_its_time(rate: float, told: bool) -> None:
+    numbers = taken(rate, round(300 * rate), told=told)
+    assert numbers == tuple(int((second + 15 / 16) * rate) for second in range(300))
+
+
+def test_a_frame_that_lasts_seconds_is_the_one_of_each_of_them() -> None:
+    assert taken(0.5, 4) == (0, 0, 1, 1, 2, 2, 3)
 
 
 @pytest.mark.parametrize("told", [True, False])
@@ -114,8 +125,8 @@ def test_a_last_second_counts_that_is_at_least_half_there(told: bool) -> None:
     assert taken(25, 62, told=told) == (23, 48)
     assert taken(25, 63, told=told) == (23, 48, 62)
     assert taken(NTSC, 44, told=told) == (28,) and taken(NTSC, 45, told=told) == (28, 44)
-    assert taken(12.5, 41, told=told) == (11, 23, 35)
-    assert taken(12.5, 42, told=told) == (11, 23, 35, 41)
+    assert taken(12.5, 43, told=told) == (11, 24, 36)
+    assert taken(12.5, 44, told=told) == (11, 24, 36, 43)
     assert taken(25, 1, told=told) == (0,) and taken(25, 0, told=told) == ()
 
 
