@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import os
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -278,9 +281,21 @@ def _interruptible(wait: Callable[[], Any]) -> None:
 
     thread = threading.Thread(target=run, name="training", daemon=True)
     thread.start()
-    thread.join()
+    try:
+        thread.join()
+    except KeyboardInterrupt:
+        # It still waits inside Ray, which would end the process its own way while it shuts down.
+        atexit.register(_leave)
+        raise
     if raised:
         raise raised[0]
+
+
+def _leave() -> None:
+    """End the process as interrupted; the Ray that it started ends with it."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(128 + signal.SIGINT)
 
 
 def _work(settings: dict[str, Any]) -> None:

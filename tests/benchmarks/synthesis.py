@@ -78,7 +78,8 @@ class Scenes:
         return split_assets(self.catalog, self.recipe)
 
     def tasks(self) -> list[ShardTask]:
-        return synthesize._tasks(self.catalog, self.recipe, seed=0)
+        sources = {"catalog": self.catalog.fingerprint}
+        return synthesize._tasks(sources, self.recipe, seed=0)
 
 
 def natural_scenes(folder: Path, *, photographs: int, clips: int) -> Scenes:
