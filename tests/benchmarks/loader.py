@@ -7,8 +7,8 @@
 One run, the same samples, the same decoders, one core a side; sides take turns. A sample is a
 picture of 256 pixels (JPEG), its mask (PNG), 5 s of sound (FLAC) and metadata (JSON). Tensors are
 the normalised picture, the mask and the log-mel of the frame's second; no side augments but in the
-lines on worker processes, which tell both. CPU time
-is told beside wall time: on a busy machine only the first compares.
+lines on worker processes, which tell both. CPU time is told beside wall time: on a busy machine
+only the first compares.
 
 The floors take bytes that lie in memory, with nothing else: ``decoders alone`` unpacks picture,
 mask and all of the sound, sample by sample; ``same work`` makes the tensors of a batch with the
@@ -259,7 +259,8 @@ def to_tensors(corpus: Corpus, loose: Path, turns: int) -> None:
         print(f"  share of {name}: {', '.join(shares)}")
     per_core = rates["ours"]
     print(
-        f"  {per_core:.0f} samples/s/core: {NEEDED:.0f}/s need {NEEDED / per_core:.1f} cores of 16"
+        f"  {per_core:.0f} samples/s/core, handed to nobody: {NEEDED:.0f}/s need "
+        f"{NEEDED / per_core:.1f} cores of 16"
     )
     held.clear()
     print("the same, cold (the system was asked to forget the files)")
