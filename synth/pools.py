@@ -26,7 +26,6 @@ _Row = TypeVar("_Row", Object, Clip)
 # Names and URLs alike: CC BY-NC-SA, CC_BY_NC, /licenses/by-nc/3.0/, Attribution-NonCommercial.
 _NON_COMMERCIAL = re.compile(r"(?<![a-z])NC(?![a-z])|non[-\s]?commercial", re.IGNORECASE)
 UNSTATED = ("", "not stated")
-_WHOLLY_MARKED = " and is marked wholly (marks: instance takes the others too)"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -253,8 +252,9 @@ def _classes(
     unknown = sorted(set(recipe.classes) - set(usable))
     if unknown:
         raise ValueError(
-            f"the catalog has no class {unknown[0]!r} with both a picture and a sound; "
-            f"it has {', '.join(usable)}: name some of these in corpus.classes, or [] for all"
+            f"the catalog has no class {unknown[0]!r} with both a picture and a sound; it has "
+            f"{', '.join(usable) or 'none'}: name some of these in corpus.classes, or [] for all"
+            f"{_partial_ones(recipe)}"
         )
     chosen = sorted(recipe.classes) or usable
     if recipe.tiers or recipe.needed_by:
@@ -263,9 +263,16 @@ def _classes(
         if not chosen:
             raise ValueError(
                 f"no class of tiers {list(recipe.tiers)} that {recipe.needed_by or 'anybody'} "
-                f"needs has both a picture and a sound; the catalog has {', '.join(usable)}"
+                "needs has both a picture and a sound; the catalog has "
+                f"{', '.join(usable) or 'none'}{_partial_ones(recipe)}"
             )
     return chosen
+
+
+def _partial_ones(recipe: Recipe) -> str:
+    """How photographs come in that a recipe leaves out for what is unmarked in them."""
+    is_strict = recipe.scenes == "natural" and recipe.marks == "class"
+    return " (marks: instance also takes photographs with unmarked objects)" if is_strict else ""
 
 
 def _shared(
@@ -363,9 +370,8 @@ def _check_enough(split: str, pools: Pools, recipe: Recipe) -> None:
     if recipe.scenes == "natural":
         if pools.photographs is None:
             raise ValueError(
-                f"the split {split!r} has no photograph of a class that has a sound there"
-                f"{_WHOLLY_MARKED if recipe.marks == 'class' else ''}: add media, change "
-                "asset_shares or set its samples to 0"
+                f"the split {split!r} has no photograph of a class that has a sound there: add "
+                f"media, change asset_shares or set its samples to 0{_partial_ones(recipe)}"
             )
     elif len(pools.classes) < 2:
         raise ValueError(

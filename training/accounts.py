@@ -76,7 +76,7 @@ class Accounts:
         if self._peak is None or self._flop is not None:
             yield
             return
-        # While products are counted nothing is compiled, and what was tried then never is.
+        # What Dynamo meets under a counter it leaves uncompiled for ever: here it is not to look.
         with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             yield
         self._flop = float(counter.get_total_flops())

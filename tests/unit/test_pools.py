@@ -171,6 +171,18 @@ def test_a_class_of_which_some_are_unmarked_is_no_whole_but_an_instance(folder: 
     assert natural("instance") == {"pools": every, "about": every}
 
 
+@pytest.mark.parametrize("changes", [{}, {"tiers": ("A",)}, {"classes": ("dog",)}])
+def test_where_no_class_is_wholly_marked_the_error_names_the_way_out(
+    catalog: Catalog, changes: dict[str, Any]
+) -> None:
+    rows = [dataclasses.replace(row, partial=True) for row in catalog.objects]
+    unmarked = dataclasses.replace(catalog, objects=Rows.of(Object, rows))
+    recipe = dataclasses.replace(NATURAL, marks="class", **changes)
+    with pytest.raises(ValueError, match=r"\(marks: instance also takes"):
+        split_assets(unmarked, recipe)
+    assert split_assets(unmarked, dataclasses.replace(recipe, marks="instance"))
+
+
 LICENCES = {
     "CC BY-NC-SA": False,
     "CC BY-NC 3.0": False,
