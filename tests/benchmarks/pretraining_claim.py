@@ -95,7 +95,8 @@ class Trial:
     folder: Path
     corpora: dict[str, Corpus]
     seeds: Sequence[int]
-    rates: Sequence[float]
+    rates: dict[str, Sequence[float]]
+    """Learning rates to choose from, by subset."""
     longer: int = 10
     smaller: dict[str, Any] = field(default_factory=dict)
     """Changes to every recipe."""
@@ -107,12 +108,13 @@ class Trial:
     def learn(self, arm: Arm, subset: str, parents: Sequence[str | None]) -> Result:
         """Tune the learning rate at the first seed, then train all seeds and score them."""
         tried: dict[float, dict[str, Any]] = {}
-        for rate in self.rates:
+        rates = self.rates[subset]
+        for rate in rates:
             tried[rate] = self._finetune(arm, subset, rate, self.seeds[0], parents[0])
             best, step = tried[rate]["val_m_j"], tried[rate]["best_step"]
             say(f"{arm.name} {subset}, learning rate {rate:g}: val M_J {best:.4f} (step {step})")
         rate = max(tried, key=lambda tried_rate: float(tried[tried_rate]["val_m_j"]))
-        if len(self.rates) > 2 and rate in (min(self.rates), max(self.rates)):
+        if len(rates) > 2 and rate in (min(rates), max(rates)):
             say(f"{arm.name} {subset}: the best rate lies at the end of the grid")
         summaries = [
             self._finetune(arm, subset, rate, seed, parent)
@@ -257,11 +259,13 @@ def main() -> None:
     options.add_argument("--subsets", nargs="+", choices=SUBSETS, default=list(SUBSETS))
     options.add_argument("--folder", default="runs/pretraining_claim", help="what is kept")
     options.add_argument("--rates", nargs="+", type=float, default=list(RATES))
+    options.add_argument("--s4-rates", nargs="+", type=float, help="of S4, where they differ")
     options.add_argument("--longer", type=int, default=10, help="times, of the converged arms")
     options.add_argument("--image-size", type=int, default=128, help="pixels")
     options.add_argument("--smoke", action="store_true", help="a tiny corpus and few steps")
     chosen = options.parse_args()
     arms = [arm for arm in ARMS if arm.name in chosen.arms]
+    rates = {"s4": chosen.s4_rates or chosen.rates, "ms3": chosen.rates}
     config.set_up_logging()
     cluster.connect()
     if chosen.smoke:
@@ -273,7 +277,11 @@ def main() -> None:
             }
             small = {"model.image_size": 64, "steps": 2, "batch": 4, "validate_every": 2}
             trial = Trial(
-                folder=folder, corpora=corpora, seeds=(0, 1), rates=(1e-3,), smaller=small
+                folder=folder,
+                corpora=corpora,
+                seeds=(0, 1),
+                rates=dict.fromkeys(SUBSETS, (1e-3,)),
+                smaller=small,
             )
             run(trial, arms, chosen.subsets)
     else:
@@ -282,7 +290,7 @@ def main() -> None:
             folder=folder,
             corpora=_miniature(folder),
             seeds=SEEDS,
-            rates=chosen.rates,
+            rates=rates,
             longer=chosen.longer,
             smaller={"model.image_size": chosen.image_size},
         )
