@@ -15,12 +15,11 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 import threading
 import time
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,6 +29,7 @@ from mlflow.exceptions import MlflowException, RestException
 
 from infra import storage
 from infra.config import canonical_json
+from infra.scratch import scratch_folder
 from infra.tracking import DEFAULT_EXPERIMENT, Run, Tracker, key_of, milliseconds
 from infra.tracking_backlog import Backlog
 
@@ -50,12 +50,16 @@ POINTS_AT_ONCE = 100
 # Attempts at a file while the server answers; then its store, not the server, is what fails.
 FILE_ATTEMPTS = 5
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+# Seconds without a word from the server while a file is sent.
+UPLOAD_TIMEOUT = "300"
+
 # MLflow takes these from the environment alone.
 _SETTINGS = {
     # Its own are 7 retries, minutes apart in the end, of up to 120 s each: the waiting is done
     # here, where it can be cut short.
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "30",
+    _TIMEOUT: "30",
     # Standard output is for the summary.
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
@@ -106,6 +110,8 @@ class Account:
         self._at_once = POINTS_AT_ONCE
         self._attempts = 0
         self._away = False
+        self._is_sending = False
+        self._written_at = 0.0
         self._news = threading.Event()
         self._closing = threading.Event()
         self._closed = False
@@ -131,10 +137,16 @@ class Account:
         """A text as an artifact."""
         self._append({"op": "text", "name": name, "text": text})
 
-    def close(self, status: str, *, reason: str | None = None, patience: float) -> None:
-        """End the run with a status, and wait up to ``patience`` seconds until all is written.
+    def close(
+        self, status: str, *, reason: str | None = None, patience: float, at_once: bool = False
+    ) -> None:
+        """End the run with a status, and wait until all is written.
 
-        Whatever is left then is kept. An account that was finished before stays finished.
+        Whatever is left is kept when nothing was written for ``patience`` seconds; a file that is
+        on its way may take longer. An account that was finished before stays finished.
+
+        Args:
+            at_once: wait for ``patience`` seconds and no more.
         """
         if not self.finished:
             entry = {"op": "end", "status": status, "reason": reason, "time": milliseconds()}
@@ -142,12 +154,22 @@ class Account:
         self._closing.set()
         self._news.set()
         try:
-            self._thread.join(patience)
+            if at_once:
+                self._thread.join(patience)
+            else:
+                self._wait_while_written(patience)
         finally:
             self._closed = True
             for name in self._settings:
                 os.environ.pop(name, None)
             self._keep_what_is_left()
+
+    def _wait_while_written(self, patience: float) -> None:
+        self._written_at = time.monotonic()
+        while self._is_sending or time.monotonic() < self._written_at + patience:
+            self._thread.join(min(patience, 0.5))
+            if not self._thread.is_alive():
+                return
 
     def _append(self, entry: dict[str, Any]) -> None:
         self._backlog.append(entry)
@@ -191,6 +213,7 @@ class Account:
                 wait = min(2 * wait, LONGEST_WAIT)
             else:
                 wait = FIRST_WAIT
+                self._written_at = time.monotonic()
                 if self._away:
                     self._away = False
                     logger.info("%s: %s can be reached again", self._name, self.uri)
@@ -293,16 +316,18 @@ class Account:
 
     def _write_file(self, run: Run, entry: dict[str, Any]) -> None:
         folder, _, name = entry["name"].rpartition("/")
+        self._is_sending = True
         try:
-            with tempfile.TemporaryDirectory(prefix="save-tracking-") as temporary:
-                path = Path(temporary) / name
+            with scratch_folder("tracking") as temporary:
+                path = temporary / name
                 if entry["op"] == "text":
                     path.write_text(entry["text"])
                 elif entry["source"].startswith("s3://"):
                     storage.download(entry["source"], path)
                 else:
                     path = Path(entry["source"])
-                run.log_file(path, folder or None)
+                with _patient_upload():
+                    run.log_file(path, folder or None)
             self._attempts = 0
         except FileNotFoundError:
             logger.warning("%s: %s is gone before it was tracked", self._name, entry["source"])
@@ -318,6 +343,8 @@ class Account:
             self._attempts = 0
             logger.warning("%s: %s is not taken as artifact: %s", self._name, entry["name"], error)
             self._backlog.keep_first()
+        finally:
+            self._is_sending = False
 
     def _is_active(self, run: Run) -> bool:
         """Whether the server still has the run; raises where it does not answer."""
@@ -362,6 +389,20 @@ class Account:
         storage.write_bytes(storage.join(self.folder, RECORD), canonical_json(record))
         self._record = record
         return record
+
+
+@contextmanager
+def _patient_upload() -> Iterator[None]:
+    """While a file is sent: a server answers only once it has brought it to its own store."""
+    is_ours = os.environ.get(_TIMEOUT) == _SETTINGS[_TIMEOUT]
+    if is_ours:
+        os.environ[_TIMEOUT] = UPLOAD_TIMEOUT
+    try:
+        yield
+    finally:
+        # An account that was closed meanwhile has taken its settings back.
+        if is_ours and _TIMEOUT in os.environ:
+            os.environ[_TIMEOUT] = _SETTINGS[_TIMEOUT]
 
 
 def _local_backlog(folder: str) -> Path:

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import logging
-import tempfile
 import time
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,6 +12,7 @@ import torch
 from infra import registry
 from infra.config import main, to_dict
 from infra.corpus import Corpus
+from infra.scratch import scratch_folder
 from infra.tracking import DEFAULT_EXPERIMENT, Tracker
 from training.clips import SOUNDS, can_swap
 from training.evaluation import score_sounds, sound_blind
@@ -98,10 +97,10 @@ def _write(config: EvaluateConfig, corpus: Corpus, summary: dict[str, Any]) -> d
         run.log_scores({config.split: summary})
         written["run_id"] = run.id
         if config.register:
-            with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
+            with scratch_folder("model") as temporary:
                 folder = registry.resolve(config.model, config.tracking)
-                copy_model(folder, Path(temporary))
-                run.log_model(Path(temporary))
+                copy_model(folder, temporary)
+                run.log_model(temporary)
             evaluation = registry.Evaluation(
                 corpus=corpus.uri,
                 corpus_sha256=corpus.sha256,

@@ -119,7 +119,23 @@ def _play(scenario: dict[str, Any]) -> dict[str, Any]:
     }
     optimizer_steps = checkpoint.optimizer_state(engine)[0]
     engine.destroy()
-    return {"losses": losses, "norms": norms, "optimizer_steps": optimizer_steps, **sums}
+    return {
+        "losses": losses,
+        "norms": norms,
+        "optimizer_steps": optimizer_steps,
+        "direction": _direction(gathered["exp_avg"]) if rank == 0 else [],
+        **sums,
+    }
+
+
+def _direction(tensors: dict[str, Any]) -> list[float]:
+    """Where a vector of all tensors points: its length in some random directions, made 1 before."""
+    import torch
+
+    row = torch.cat([tensors[name].flatten() for name in sorted(tensors)]).double()
+    drawn = torch.Generator().manual_seed(0)
+    along = [torch.randn(len(row), generator=drawn, dtype=torch.float64) for _ in range(8)]
+    return [float(row @ one / row.norm()) for one in along]
 
 
 def _validate(scenario: dict[str, Any]) -> dict[str, Any]:

@@ -122,7 +122,7 @@ class Snapshot:
             save_file(self.optimizer, folder / OPTIMIZER)
         except SafetensorError as error:
             raise OSError(f"{folder}: {error}") from None
-        (folder / STATE).write_text(json.dumps(state, indent=1) + "\n")
+        (folder / STATE).write_text(json.dumps(state) + "\n")
 
 
 def snapshot(

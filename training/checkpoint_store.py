@@ -16,18 +16,21 @@ import hashlib
 import json
 import logging
 import re
-import tempfile
+import time
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
 from infra import storage
 from infra.config import canonical_json
+from infra.scratch import scratch_folder
 
 logger = logging.getLogger("training")
 
 FORMAT_VERSION = 1
+# What is waited longer for a checkpoint is told.
+_LONG_SECONDS = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +69,31 @@ class CheckpointStore:
         """URI of a checkpoint's folder."""
         return storage.join(self.uri, _name(step))
 
+    def stays_busy(self, seconds: float) -> bool:
+        """Whether a checkpoint is on its way and does not arrive within some seconds."""
+        upload = self._upload
+        return upload is not None and bool(wait([upload], timeout=seconds).not_done)
+
+    def settle(self) -> None:
+        """Wait for the checkpoint that is on its way.
+
+        One that cannot be written costs a word and no more: an older one stands, and a newer one
+        will come.
+        """
+        started = time.monotonic()
+        try:
+            self.wait()
+        except (OSError, ValueError) as error:
+            self._say(f"a checkpoint could not be written: {error}; training goes on")
+        if (waited := time.monotonic() - started) > _LONG_SECONDS:
+            self._say(f"waited {waited:.0f} s until the checkpoint before was written")
+
     def save(self, write: Callable[[Path], object], step: int, m_j: float | None) -> None:
         """Bring to its place, in the background, what ``write`` writes into a local folder.
 
-        Waits for the checkpoint before. One that cannot be written costs a word and no more: an
-        older one stands, and a newer one will come.
+        Waits for the checkpoint before, as ``settle`` does.
         """
-        self._settle()
+        self.settle()
         self._upload = self._uploads.submit(self._bring, write, step, m_j)
 
     def wait(self) -> None:
@@ -107,6 +128,10 @@ class CheckpointStore:
             found.append(commit)
         return found
 
+    def newest_step(self) -> int:
+        """Of the newest checkpoint that was written to its end, or -1 for none."""
+        return max((one.step for one in self.committed()), default=-1)
+
     def fetch(self, checkpoint: Committed, folder: Path) -> None:
         """Copy a checkpoint into a local folder.
 
@@ -137,8 +162,7 @@ class CheckpointStore:
         self.fetch(checkpoint, folder)
 
     def _bring(self, write: Callable[[Path], object], step: int, m_j: float | None) -> None:
-        with tempfile.TemporaryDirectory(prefix="save-checkpoint-") as name:
-            folder = Path(name)
+        with scratch_folder("checkpoint") as folder:
             write(folder)
             files = {}
             for path in sorted(folder.iterdir()):
@@ -148,7 +172,11 @@ class CheckpointStore:
             self._damaged.discard(step)
             commit = storage.join(self.uri, f"{_name(step)}.json")
             storage.write_bytes(commit, canonical_json(document))
-        self._prune()
+        try:
+            self._prune()
+        except OSError as error:
+            # It stands all the same; the next one throws away what is left.
+            self._say(f"older checkpoints could not be removed: {error}")
 
     def _prune(self) -> None:
         """Throw away all but the newest and the best, and what killed runs have left of some."""
@@ -160,12 +188,6 @@ class CheckpointStore:
         for name in sorted(names, key=lambda name: "/" in name):
             if name.partition("/")[0].removesuffix(".json") not in kept:
                 storage.remove(storage.join(self.uri, name))
-
-    def _settle(self) -> None:
-        try:
-            self.wait()
-        except (OSError, ValueError) as error:
-            self._say(f"a checkpoint could not be written: {error}; training goes on")
 
 
 def better(checkpoint: Committed) -> tuple[float, int]:

@@ -12,7 +12,7 @@ such a note return at once, and the driver stops with it.
 
 from __future__ import annotations
 
-import tempfile
+import socket
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -25,7 +25,9 @@ import torch
 import torch.distributed
 from torch import Tensor
 
+from infra import storage
 from infra.corpus import Corpus
+from infra.scratch import scratch_folder
 from model import build_save, saved
 from training import checkpoint, models
 from training.accounts import Accounts, matrix_peak
@@ -34,6 +36,7 @@ from training.checkpoint import Progress
 from training.checkpoint_store import CheckpointStore
 from training.data import FrameSamples
 from training.engine import start_engine, take_batch
+from training.failures import Hopeless
 from training.few_shot import few_shot_rows
 from training.prefetch import batches
 from training.profiling import profiled
@@ -49,16 +52,12 @@ OUT_OF_MEMORY = (
 )
 
 
-class _Hopeless(ValueError):
-    """What would only come again."""
-
-
 def train(settings: dict[str, Any]) -> None:
     """Train one stage.
 
     Args:
         settings: its ``config``, the ``digest`` of what is learned, ``checkpoints`` (the URI of
-            their folder) and the ``board`` to post to.
+            their folder), a ``mark`` that the driver has left there, and the ``board`` to post to.
 
     Raises:
         ValueError: the loss is no longer a number, or the checkpoints are another stage's.
@@ -68,13 +67,16 @@ def train(settings: dict[str, Any]) -> None:
         return
     try:
         _Run(settings, board).go()
-    except _Hopeless as error:
-        board.give_up(str(error))
-        raise
+    except ValueError as error:
+        # Of input, configuration or data, by the convention of all rooms: it would only come again.
+        board.give_up(reason := str(error).strip().splitlines()[-1])
+        raise Hopeless(reason) from error
     except torch.OutOfMemoryError as error:
         # With fewer workers than asked for it may go better when more have come.
         if ray.train.get_context().get_world_size() >= settings["config"].workers.count:
-            board.give_up(f"a worker ran out of memory ({error}): {OUT_OF_MEMORY}")
+            reason = f"a worker ran out of memory ({error}): {OUT_OF_MEMORY}"
+            board.give_up(reason)
+            raise Hopeless(reason) from None
         raise
 
 
@@ -110,6 +112,10 @@ def build_learner(config: TrainConfig, *, classes: int) -> Learner:
     return Learner(save, classes=classes, class_weight=config.class_weight)
 
 
+# What training waits at most for the checkpoint before, to write one that has no score.
+PATIENCE_SECONDS = 5.0
+
+
 class _Run:
     """A worker's part in a stage, from its newest checkpoint to its end."""
 
@@ -119,6 +125,7 @@ class _Run:
         context = ray.train.get_context()
         self.rank, self.world = context.get_world_rank(), context.get_world_size()
         self.device = ray.train.torch.get_device()
+        self._look_for(settings["mark"])
         self.corpus = Corpus.open(self.config.corpus, verify=self.config.verify)
         self.samples = training_samples(self.config, self.corpus)
         self.steps = self.config.total_steps(len(self.samples))
@@ -131,13 +138,21 @@ class _Run:
         self.seconds_before = self.progress.training_seconds
         self.history = list(self.progress.history)
         self.norms: list[Tensor | float] = []
-        self.noticed = False
+        self.noticed: set[str] = set()
+        self.stale = self._without_better()
+
+    def _look_for(self, mark: str) -> None:
+        """Refuse a folder that only the driver sees: checkpoints would lie where nobody looks."""
+        if not storage.exists(mark):
+            raise Hopeless(
+                f"a worker on {socket.gethostname()} does not see {mark}: give --output a place "
+                "that every node sees, on s3:// or on a disk that all share"
+            )
 
     def _start(self) -> tuple[Any, RunningMean | None]:
         """The engine and the running mean, from the newest checkpoint or from the parent."""
         config, learner = self.config, self.learner
-        with tempfile.TemporaryDirectory(prefix="save-checkpoint-") as name:
-            folder = Path(name)
+        with scratch_folder("checkpoint") as folder:
             found = self._fetch_newest(folder)
             if found:
                 self.progress = self._its_own(checkpoint.read_progress(folder))
@@ -152,7 +167,7 @@ class _Run:
 
     def _its_own(self, found: Progress) -> Progress:
         if found.digest != self.progress.digest:
-            raise _Hopeless(
+            raise Hopeless(
                 f"{self.store.uri} holds checkpoints of another configuration or corpus: give this "
                 "one another stage or output, or remove that folder"
             )
@@ -187,7 +202,7 @@ class _Run:
         )
         pending: list[dict[str, Tensor]] = []
         for step, batch in enumerate(self.accounts.waiting_for(loader), start=first):
-            if config.patience is not None and self._without_better() >= config.patience:
+            if config.patience is not None and self.stale >= config.patience:
                 self._say(f"no better M_J in {config.patience} validations: ended at step {step}")
                 break
             done = step + 1
@@ -234,7 +249,7 @@ class _Run:
             # DeepSpeed has no class of its own for it.
             if "loss scale already at minimum" not in str(error):
                 raise
-            raise _Hopeless(
+            raise Hopeless(
                 f"fp16 overflows at step {step + 1} however little the loss is scaled: give "
                 "precision bf16 or fp32, as another --stage"
             ) from None
@@ -267,26 +282,34 @@ class _Run:
         is_finite = bool(np.isfinite(point.get("loss", 0.0)))
         if not is_finite or not (is_sound | is_skipped).all():
             what = "gradient" if is_finite else "loss"
-            raise _Hopeless(
+            raise Hopeless(
                 f"the {what} is no finite number at step {done}: lower optimizer.learning_rate or "
                 "raise optimizer.warmup_steps, as another --stage; its --parent can be the newest "
                 f"checkpoint in {self.store.uri}, which is from before"
             )
-        pace = self.accounts.take(len(norms))
+        pace = self._of_the_slowest(self.accounts.take(len(norms)))
         point |= pace
         self.history.append(point)
         if self.rank == 0:
             left = (self.steps - done) * self.config.batch / pace["samples_per_second"]
             self.board.post({**point, SECONDS_LEFT: left})
 
+    def _of_the_slowest(self, pace: dict[str, float]) -> dict[str, float]:
+        """With the longest wait and the largest memory of all workers: the others wait for it."""
+        names = ("data_wait", "memory_gib")
+        most = torch.tensor([pace[name] for name in names], device=self.device)
+        torch.distributed.all_reduce(most, op=torch.distributed.ReduceOp.MAX)
+        return pace | dict(zip(names, most.tolist(), strict=True))
+
     def _take_notice(self) -> bool:
-        """Whether a node is about to be taken away, the first time that this is known."""
+        """Whether a node is about to be taken away that was not before."""
         # All ranks ask, and Ray gives all of them the same answer.
         notice = ray.train.get_preemption_info()
-        if notice is None or self.noticed:
+        named = set(notice.preempted_node_ids) if notice is not None else set()
+        if not named - self.noticed:
             return False
-        self.noticed = True
-        self._say(f"the nodes {', '.join(notice.preempted_node_ids)} will be taken away")
+        self._say(f"the nodes {', '.join(sorted(named - self.noticed))} will be taken away")
+        self.noticed |= named
         return True
 
     def _validate(self, done: int) -> None:
@@ -303,11 +326,17 @@ class _Run:
                 )
             point = {"step": float(done), "val_m_j": scores.m_j, "val_m_f": scores.m_f}
             self.history.append(point)
+            self.stale = self._without_better()
             if self.rank == 0:
                 self.board.post(point)
             self._save(done, scores.m_j)
 
     def _save(self, done: int, m_j: float | None = None) -> None:
+        if m_j is None and not self.noticed and self._is_busy():
+            self._say(f"no checkpoint at step {done}: the one before is still being written")
+            return
+        # Before there are two of them in memory.
+        self.store.settle()
         gathered = checkpoint.gather(self.engine, self.learner)
         steps, scale = checkpoint.optimizer_state(self.engine)
         self.progress = replace(
@@ -330,7 +359,13 @@ class _Run:
         if taken is not None:
             self.store.save(taken.write, done, m_j)
         if self.noticed:
-            self.store.wait()
+            self.store.settle()
+
+    def _is_busy(self) -> bool:
+        """Whether rank 0 is still writing a checkpoint, and will be for a while."""
+        busy = torch.tensor(float(self.store.stays_busy(PATIENCE_SECONDS)), device=self.device)
+        torch.distributed.broadcast(busy, src=0)
+        return bool(busy)
 
     def _profile(self, done: int) -> AbstractContextManager[None]:
         if self.rank != 0 or done not in self.config.profile:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
 from infra import storage
+from infra.scratch import scratch_folder
 from model import SAVE, saved
 
 
@@ -25,8 +25,8 @@ def load_model(
         FileNotFoundError: no model is there.
         ValueError: it is damaged, or was trained on other published weights.
     """
-    with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
-        folder = fetch_model(uri, Path(temporary))
+    with scratch_folder("model") as temporary:
+        folder = fetch_model(uri, temporary)
         model = saved.load(
             folder,
             sam_checkpoint=local_file(sam_checkpoint),
@@ -37,14 +37,14 @@ def load_model(
 
 def load_weights(model: SAVE, uri: str) -> None:
     """Start ``model`` from the weights of another of the same configuration, see ``load_model``."""
-    with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
-        saved.load_weights(model, fetch_model(uri, Path(temporary)))
+    with scratch_folder("model") as temporary:
+        saved.load_weights(model, fetch_model(uri, temporary))
 
 
 def check_model(uri: str, name: str, image_size: int) -> None:
     """Refuse a model that ``load_weights`` could not take, without reading its weights."""
-    with tempfile.TemporaryDirectory(prefix="save-model-") as temporary:
-        found = saved.read_config(fetch_model(uri, Path(temporary), (saved.CONFIG,)))["model"]
+    with scratch_folder("model") as temporary:
+        found = saved.read_config(fetch_model(uri, temporary, (saved.CONFIG,)))["model"]
     if (found["name"], found["image_size"]) != (name, image_size):
         raise ValueError(
             f"the parent {uri} is a {found['name']} at {found['image_size']} pixels, this stage "
@@ -88,6 +88,11 @@ def resolve(uri: str, tracking: str | None = None) -> str:
 
         return registry.resolve(uri, tracking)
     return storage.normalise(uri)
+
+
+def is_cached(folder: str) -> bool:
+    """Whether ``resolve`` has brought a model into this machine's cache, where no other sees it."""
+    return not folder.startswith("s3://") and Path(folder).is_relative_to(storage.cache_folder())
 
 
 def local_file(uri: str | None) -> Path | None:

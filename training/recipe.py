@@ -68,7 +68,11 @@ class WorkersConfig:
     compile: bool = False
     """Compile the image encoder with ``torch.compile``; takes minutes at the start."""
     max_failures: int = 3
-    """Worker failures after which the stage gives up; each resumes at the newest checkpoint."""
+    """Failures in a row without a newer checkpoint that a stage survives, each time going on at
+    the newest one."""
+    resize_seconds: float = 300.0
+    """Least time between changes to a larger number of workers. Each goes back to the newest
+    checkpoint, so let it be longer than what lies between two of them."""
 
 
 @dataclass(frozen=True, kw_only=True)

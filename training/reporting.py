@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("training")
 
-# Seconds that are waited for a tracking server at the end of a stage.
+# Seconds that are waited for a tracking server at the end of a stage while nothing is written.
 PATIENCE = 60.0
 # Who asks a process to end kills it soon after.
 PATIENCE_WHEN_KILLED = 10.0
@@ -99,7 +99,9 @@ class Report:
         self._files.shutdown(cancel_futures=status == "KILLED")
         if self._account is not None:
             with _only_logged("the end of the run"):
-                self._account.close(status, reason=reason, patience=patience)
+                self._account.close(
+                    status, reason=reason, patience=patience, at_once=status == "KILLED"
+                )
 
 
 @contextmanager

@@ -13,12 +13,14 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 from infra import cluster, lease, storage
 from infra.config import canonical_json, digest, to_dict
 from infra.corpus import Corpus
 from infra.errors import JobFailed
+from model import saved
 from model.save import SIZES
 from training import checkpoint, checkpoint_store, models
 from training.checkpoint import Progress
@@ -61,12 +63,18 @@ def run_stage(
     """
     started = time.monotonic()
     folder = storage.join(config.output, config.stage)
-    told, config = config, _absolute(config, folder)
+    begun = _begun(folder)
+    parent, source = _parent(config, folder, begun)
+    told, config = config, _absolute(config, parent)
     corpus = _check(config)
+    if parent is not None and begun is None:
+        models.check_model(source or parent, config.model.name, config.model.image_size)
     learned = digest({**config.what_is_learned(), "corpus_sha256": corpus.sha256})
     summary = _finished(config, folder, learned)
     if summary is None:
         with lease.hold(folder, owner=cluster.job_name("training")) as held:
+            if source is not None:
+                _bring(source, str(parent))
             document = {"digest": learned, "parent": told.parent, "config": to_dict(config)}
             storage.write_bytes(storage.join(folder, CONFIG), canonical_json(document))
             with reporting(told, corpus, folder, config.tracking) as report:
@@ -91,14 +99,14 @@ def train(config: TrainConfig) -> dict[str, Any]:
     return summary
 
 
-def _absolute(config: TrainConfig, folder: str) -> TrainConfig:
+def _absolute(config: TrainConfig, parent: str | None) -> TrainConfig:
     """Workers run in other folders, and the registry is asked here once."""
     model = config.model
     return replace(
         config,
         corpus=storage.normalise(config.corpus),
         output=storage.normalise(config.output),
-        parent=None if config.parent is None else _parent(config, folder),
+        parent=parent,
         model=replace(
             model,
             sam_checkpoint=model.sam_checkpoint and storage.normalise(model.sam_checkpoint),
@@ -108,15 +116,39 @@ def _absolute(config: TrainConfig, folder: str) -> TrainConfig:
     )
 
 
-def _parent(config: TrainConfig, folder: str) -> str:
-    """The parent's folder; an alias means what it meant when the stage was begun."""
-    assert config.parent is not None
-    begun = storage.join(folder, CONFIG)
-    if storage.exists(begun):
-        document = json.loads(storage.read_bytes(begun))
-        if document["parent"] == config.parent:
-            return str(document["config"]["parent"])
-    return models.resolve(config.parent, config.tracking)
+def _begun(folder: str) -> dict[str, Any] | None:
+    """What a stage said of itself when it was begun, or None for a new one."""
+    path = storage.join(folder, CONFIG)
+    if not storage.exists(path):
+        return None
+    document = json.loads(storage.read_bytes(path))
+    assert isinstance(document, dict)
+    return document
+
+
+def _parent(
+    config: TrainConfig, folder: str, begun: dict[str, Any] | None
+) -> tuple[str | None, str | None]:
+    """The parent's folder, and the one to copy it from where that is the driver's alone.
+
+    An alias means what it meant when the stage was begun.
+    """
+    if config.parent is None:
+        return None, None
+    if begun is not None and begun["parent"] == config.parent:
+        return str(begun["config"]["parent"]), None
+    found = models.resolve(config.parent, config.tracking)
+    if not models.is_cached(found):
+        return found, None
+    from infra import registry
+
+    return storage.join(folder, f"parent-{registry.model_sha256(found)[:16]}"), found
+
+
+def _bring(source: str, parent: str) -> None:
+    """Copy a parent to where all workers see it; what names it a model comes last."""
+    for name in (saved.WEIGHTS, saved.CONFIG):
+        storage.upload(Path(source) / name, storage.join(parent, name))
 
 
 def _check(config: TrainConfig) -> Corpus:
@@ -136,8 +168,6 @@ def _check(config: TrainConfig) -> Corpus:
         raise ValueError(
             "precision fp16 needs GPUs: set workers.use_gpu, or give precision fp32 or bf16"
         )
-    if config.parent is not None:
-        models.check_model(config.parent, model.name, model.image_size)
     return corpus
 
 
@@ -162,10 +192,10 @@ def _finished(config: TrainConfig, folder: str, learned: str) -> dict[str, Any] 
 
 def _difference(config: TrainConfig, folder: str) -> str:
     """The first field in which the run of a folder differs; "" where it is none, or unknown."""
-    path = storage.join(folder, CONFIG)
-    if not storage.exists(path):
+    begun = _begun(folder)
+    if begun is None:
         return ""
-    theirs = _dotted(json.loads(storage.read_bytes(path))["config"])
+    theirs = _dotted(begun["config"])
     for name, ours in _dotted(to_dict(config)).items():
         if name.split(".")[0] in config.what_is_learned() and theirs.get(name) != ours:
             return f" (its {name} is {theirs.get(name)!r}, not {ours!r})"
@@ -197,9 +227,10 @@ def _fit(
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
     from ray.train.v2.api.config import LoggingConfig
-    from ray.train.v2.api.exceptions import ControllerError, TrainingFailedError
+    from ray.train.v2.api.exceptions import TrainingFailedError
 
     from training import progress
+    from training.failures import Failures, what_failed
 
     def on_point(point: Point) -> None:
         report.point(point)
@@ -210,19 +241,13 @@ def _fit(
     path, filesystem = storage.for_arrow(config.output)
     if not config.output.startswith("s3://"):
         filesystem = None
-    run = RunConfig(
-        name=config.stage,
-        storage_path=path,
-        storage_filesystem=filesystem,
-        failure_config=FailureConfig(max_failures=workers.max_failures),
-        logging_config=LoggingConfig(log_level="WARNING"),
-    )
     fewest = workers.count if workers.min_count is None else workers.min_count
     each = {"CPU": workers.cpus, **({"GPU": 1} if workers.use_gpu else {})}
     scaling = ScalingConfig(
         num_workers=workers.count if fewest == workers.count else (fewest, workers.count),
         use_gpu=workers.use_gpu,
         resources_per_worker=each,
+        elastic_resize_monitor_interval_s=workers.resize_seconds,
     )
     store = CheckpointStore(storage.join(folder, CHECKPOINTS), keep=config.keep)
     # Should the tracking server have missed some of an earlier attempt; it knows what it has.
@@ -239,6 +264,7 @@ def _fit(
             "config": config,
             "digest": learned,
             "checkpoints": store.uri,
+            "mark": storage.join(folder, CONFIG),
             "board": board,
         }
         trainer = TorchTrainer(
@@ -246,18 +272,21 @@ def _fit(
             train_loop_config=settings,
             torch_config=TorchConfig(backend="nccl" if workers.use_gpu else "gloo"),
             scaling_config=scaling,
-            run_config=run,
+            run_config=RunConfig(
+                name=config.stage,
+                storage_path=path,
+                storage_filesystem=filesystem,
+                # They are counted elsewhere.
+                failure_config=FailureConfig(max_failures=-1),
+                logging_config=LoggingConfig(log_level="WARNING"),
+                callbacks=[Failures(board, checkpoints=store.uri, most=workers.max_failures)],
+            ),
         )
         try:
             _interruptible(trainer.fit)
         except TrainingFailedError as error:
-            failed = (
-                "Ray Train could not start them"
-                if isinstance(error, ControllerError)
-                else f"the workers failed more than {workers.max_failures} times, at last by"
-            )
             reason = board.given_up() or (
-                f"{failed} {_last_line(error)}; run it again to go on at the newest checkpoint"
+                f"{what_failed(error)}; run it again to go on at the newest checkpoint"
             )
             raise JobFailed(f"{config.stage} stopped: {reason}") from error
         if reason := board.given_up():
@@ -306,13 +335,11 @@ def _work(settings: dict[str, Any]) -> None:
         loop.train(settings)
 
 
-def _last_line(error: BaseException) -> str:
-    """What a worker's failure says in the end; above it stands where."""
-    return str(error).strip().splitlines()[-1].strip()
-
-
 def _summary(config: TrainConfig, corpus: Corpus, store: CheckpointStore) -> dict[str, Any]:
-    found = checkpoint_store.best(store.committed())
+    scored = [one for one in store.committed() if one.m_j is not None]
+    if not scored:
+        raise JobFailed(f"{store.uri} holds no checkpoint any more: run the stage again")
+    found = checkpoint_store.best(scored)
     # The newest checkpoint knows the whole story; it need not be among the best.
     progress = _newest(store)
     validated = {int(p["step"]): p for p in progress.history if "val_m_j" in p}

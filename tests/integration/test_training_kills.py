@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import sys
 import threading
 import time
@@ -112,8 +113,29 @@ def test_workers_killed_at_random_moments_change_no_bit(
     summary = run_stage(stage(folder, "killed"))
     assert (switch.struck, killer.killed) == (2, 1), plan
     assert caplog.text.count("starting, ") + caplog.text.count("resuming after step") == 3
+    told = r"worker [01] failed \(its worker process has died\): starting workers again"
+    assert len(re.findall(told, caplog.text)) == 2
     assert_same(folder, "killed")
     assert curves(summary) == curves(undisturbed)
+
+
+def test_workers_that_die_whenever_they_start_end_the_stage_with_a_reason(folder: Path) -> None:
+    ended = threading.Event()
+
+    def kill() -> None:
+        while not ended.wait(0.02):
+            for worker in children_titled("RayTrainWorker"):
+                worker.kill()
+
+    killer = threading.Thread(target=kill, daemon=True)
+    killer.start()
+    workers = WorkersConfig(count=2, max_failures=1)
+    try:
+        with pytest.raises(JobFailed, match="workers died 2 times before they trained, at last"):
+            run_stage(stage(folder, "stillborn", workers=workers))
+    finally:
+        ended.set()
+        killer.join()
 
 
 def test_a_killed_driver_is_run_again_and_changes_no_bit(
@@ -173,12 +195,15 @@ def test_a_stage_that_does_not_get_better_ends_early(folder: Path) -> None:
     config = stage(folder, "patient", optimizer=still, validate_every=2, patience=2, ema=None)
     summary = run_stage(config)
     assert summary["steps"] == 6 and summary["best_step"] == 6
+    # It has not forgotten that when it is resumed.
+    (folder / "runs" / "patient" / stages.SUMMARY).unlink()
+    assert run_stage(config)["steps"] == 6
 
 
 def test_a_checkpoint_that_cannot_be_written_at_the_end_fails_the_stage(folder: Path) -> None:
     run = folder / "runs" / "unwritable"
     storage.write_bytes(str(run / "checkpoints"), b"a file where the folder should be")
     workers = WorkersConfig(count=1, max_failures=0)
-    with pytest.raises(JobFailed):
+    with pytest.raises(JobFailed, match=r"more than 0 times, at last: worker 0 failed \(.+Error: "):
         run_stage(stage(folder, "unwritable", workers=workers, steps=2))
     assert not (run / stages.SUMMARY).exists()

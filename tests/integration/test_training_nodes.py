@@ -102,7 +102,7 @@ def test_nodes_may_die_and_come_while_losses_and_end_stay_those_of_a_calm_run(
     corpus: Path, tmp_path: Path
 ) -> None:
     options = (f"--steps={STEPS}", f"--validate_every={STEPS}", "--checkpoint_every=5")
-    elastic = ("--workers.count=2", "--workers.min_count=1")
+    elastic = ("--workers.count=2", "--workers.min_count=1", "--workers.resize_seconds=10")
     gates = tmp_path / "gates"
     gates.mkdir()
     # Where the node is lost, and where another one comes; each some steps after a checkpoint.
@@ -142,7 +142,11 @@ def test_nodes_may_die_and_come_while_losses_and_end_stay_those_of_a_calm_run(
 def test_a_stage_that_lost_a_node_waits_for_another_and_heeds_the_notice_of_its_end(
     corpus: Path, tmp_path: Path
 ) -> None:
-    endless = ("--steps=100000", "--validate_every=100000", "--workers.count=2")
+    # The first node is the failure that it may have without a checkpoint in between.
+    endless = (
+        *("--steps=100000", "--validate_every=100000"),
+        *("--workers.count=2", "--workers.max_failures=1"),
+    )
     with running_nodes(head_cpus=1) as nodes:
         second = nodes.start(cpus=1)
         with job(corpus, tmp_path, "noticed", *endless, **nodes.driver_env) as noticed:
@@ -150,12 +154,18 @@ def test_a_stage_that_lost_a_node_waits_for_another_and_heeds_the_notice_of_its_
             second.kill()
             noticed.wait_for("a word", lambda: noticed.says("waits for room"))
             assert noticed.says("2 workers need 2 CPU, and the cluster has 1 CPU; add nodes")
-            nodes.start(cpus=1)
+            third = nodes.start(cpus=1)
             started = "2 workers on cpu"
             noticed.wait_for("a start", lambda: noticed.log.read_text().count(started) == 2)
             nodes.announce_end_of_second(seconds=120)
             noticed.wait_for("a word", lambda: noticed.says("will be taken away"))
             noticed.wait_for("a checkpoint", lambda: noticed.newest() > 0)
+            at_notice = noticed.newest()
+            nodes.start(cpus=1)
+            third.kill()
+            noticed.wait_for("a word", lambda: noticed.says("taken away): starting workers again"))
+            resumed = f"resuming after step {at_notice}, "
+            noticed.wait_for("a resume", lambda: noticed.says(resumed))
 
 
 def test_a_stage_that_waits_for_room_ends_when_it_is_interrupted(

@@ -44,6 +44,7 @@ def test_ranks_that_split_a_batch_have_the_gradients_of_one_with_all_of_it(
     for name, found in {**compared, "alone in parts": parted}.items():
         assert found["losses"] == pytest.approx(alone["losses"], rel=1e-5), name
         assert found["norms"] == pytest.approx(alone["norms"], rel=1e-4), name
+        assert found["direction"] == pytest.approx(alone["direction"], abs=1e-3), name
         assert found["weights"] == pytest.approx(alone["weights"], rel=1e-4, abs=1e-5), name
 
 

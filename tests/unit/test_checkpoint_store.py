@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import multiprocessing
+import os
 from collections.abc import Callable
 from pathlib import Path
 from threading import Event
@@ -135,11 +137,13 @@ def test_training_goes_on_while_a_checkpoint_is_written(store: CheckpointStore) 
         assert goes_on.wait(30), "saving waited for the files"
         made(1)(folder)
 
+    assert not store.stays_busy(0.0)
     store.save(write, 1, None)
-    assert not store.committed()
+    assert store.stays_busy(0.01) and not store.committed()
     goes_on.set()
+    assert not store.stays_busy(30)
     store.wait()
-    assert [one.step for one in store.committed()] == [1]
+    assert [one.step for one in store.committed()] == [1] and store.newest_step() == 1
 
 
 def test_a_checkpoint_that_cannot_be_written_costs_a_word_and_the_last_one_an_error(
@@ -152,3 +156,39 @@ def test_a_checkpoint_that_cannot_be_written_costs_a_word_and_the_last_one_an_er
     assert "could not be written" in told[0] and "training goes on" in told[0]
     with pytest.raises((OSError, ValueError)):
         store.wait()
+
+
+def test_older_checkpoints_that_cannot_be_removed_take_nothing_from_the_new_one(
+    store: CheckpointStore, told: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save(store, 1)
+
+    def refuse(uri: str) -> None:
+        raise PermissionError(f"{uri} may not be removed")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(storage, "remove", refuse)
+        save(store, 2)
+    assert "older checkpoints could not be removed" in told[0]
+    assert [one.step for one in store.committed()] == [2, 1]
+    save(store, 3)
+    assert [one.step for one in store.committed()] == [3]
+
+
+def test_what_was_written_when_a_worker_was_killed_does_not_fill_the_disk(
+    store: CheckpointStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+
+    def write_and_die(folder: Path) -> None:
+        (folder / "save.safetensors").write_bytes(b"half")
+        os._exit(9)
+
+    worker = multiprocessing.get_context("fork").Process(
+        target=lambda: (store.save(write_and_die, 1, None), store.wait())
+    )
+    worker.start()
+    worker.join(60)
+    assert worker.exitcode == 9 and list(tmp_path.rglob("save.safetensors"))
+    save(store, 2)
+    assert not [path for path in tmp_path.rglob("*.safetensors") if "checkpoint-" in str(path)]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import multiprocessing
 from collections.abc import Iterator
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -57,7 +59,8 @@ def run_of(precision: str, board: Board) -> Any:
     optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)])
     run.engine, run.learner = SimpleNamespace(optimizer=optimizer), None
     run.store = SimpleNamespace(uri="runs/a/checkpoints")
-    run.accounts = Accounts(torch.device("cpu"), batch=4, peak=None)
+    run.device = torch.device("cpu")
+    run.accounts = Accounts(run.device, batch=4, peak=None)
     return run
 
 
@@ -77,9 +80,66 @@ def test_a_memory_error_is_hopeless_only_with_all_the_workers_asked_for(
     context = SimpleNamespace(get_world_size=lambda: world)
     monkeypatch.setattr(loop, "_Run", full)
     monkeypatch.setattr(loop.ray.train, "get_context", lambda: context)
-    with pytest.raises(torch.OutOfMemoryError):
+    with pytest.raises(loop.Hopeless if is_hopeless else torch.OutOfMemoryError):
         loop.train({"config": config, "board": board})
     assert ("2 GiB more" in board.reason) == is_hopeless
+
+
+def test_what_is_wrong_with_the_data_is_not_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def damaged(*_: Any) -> None:
+        raise ValueError("Caught ValueError in a process.\ntrain/7: its mask is damaged")
+
+    board = Board()
+    monkeypatch.setattr(loop, "_Run", damaged)
+    with pytest.raises(loop.Hopeless):
+        loop.train({"config": None, "board": board})
+    assert board.reason == "train/7: its mask is damaged"
+
+
+def test_a_worker_that_does_not_see_the_output_refuses_to_train(tmp_path: Path) -> None:
+    mark = tmp_path / "config.json"
+    with pytest.raises(loop.Hopeless, match=r"does not see .*config.json: give --output a place"):
+        run_of("fp32", Board())._look_for(str(mark))
+    mark.touch()
+    run_of("fp32", Board())._look_for(str(mark))
+
+
+def test_a_checkpoint_without_a_score_is_left_out_while_one_is_written(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    board = Board()
+    run = run_of("fp32", board)
+    run.noticed = set()
+    run.store.stays_busy = lambda seconds: seconds > 0
+    monkeypatch.delattr(loop.checkpoint, "gather")
+    run._save(5)
+    assert board.posted == ["no checkpoint at step 5: the one before is still being written"]
+
+
+def fall_behind(rank: int, meeting: Path, told: Any) -> None:
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2
+    )
+    run = run_of("fp32", Board())
+    pace = {"samples_per_second": 1.0, "data_wait": rank * 0.5, "memory_gib": 3.0 - rank}
+    told.put((rank, run._of_the_slowest(pace)))
+    torch.distributed.destroy_process_group()
+
+
+def test_the_longest_wait_and_the_largest_memory_of_all_workers_are_told(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    told = context.Queue()
+    ranks = [
+        context.Process(target=fall_behind, args=(rank, tmp_path / "meeting", told))
+        for rank in range(2)
+    ]
+    for process in ranks:
+        process.start()
+    found = dict(told.get(timeout=60) for _ in ranks)
+    for process in ranks:
+        process.join(60)
+    assert found[0] == {"samples_per_second": 1.0, "data_wait": 0.5, "memory_gib": 3.0}
+    assert found[1] == found[0]
 
 
 def test_fp16_that_overflows_for_ever_is_hopeless(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -88,7 +148,7 @@ def test_fp16_that_overflows_for_ever_is_hopeless(monkeypatch: pytest.MonkeyPatc
         raise Exception("Current loss scale already at minimum - cannot decrease scale anymore.")
 
     monkeypatch.setattr(loop, "take_batch", overflow)
-    with pytest.raises(loop._Hopeless, match="fp16 overflows at step 4 however little"):
+    with pytest.raises(loop.Hopeless, match="fp16 overflows at step 4 however little"):
         run_of("fp16", Board())._step(3, made_batch(3, 32))
 
 
@@ -119,5 +179,5 @@ def test_what_is_no_finite_number_stops_the_stage(
 ) -> None:
     run = run_of(precision, Board())
     run.norms = [norm]
-    with pytest.raises(loop._Hopeless, match=f"the {what} is no finite number at step 1"):
+    with pytest.raises(loop.Hopeless, match=f"the {what} is no finite number at step 1"):
         run._log(1, losses(loss))

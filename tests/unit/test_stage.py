@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+import shutil
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ import pytest
 
 from infra import lease, storage
 from infra.corpus import Corpus
+from model import build_save, saved
 from tests.made_corpus import write_made_corpus
 from training import checkpoint, stage
 from training.checkpoint_store import CheckpointStore
@@ -71,6 +73,26 @@ def test_the_best_checkpoint_is_named_and_the_whole_run_is_told(
     assert (summary["steps"], summary["best_step"], summary["val_m_j"]) == (9, 6, 0.7)
     assert summary["checkpoint"] == str(run / "checkpoints" / "step-00000006")
     assert summary["samples_per_second"] == 2.0 and len(summary["history"]) == 3
+
+
+def test_a_parent_that_only_this_machine_has_is_brought_to_where_all_workers_see_it(
+    config: TrainConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("SAVE_CACHE", str(tmp_path / "cache"))
+    fetched = tmp_path / "cache" / "models" / "one"
+    saved.save(build_save("save_tiny", image_size=32), fetched)
+    monkeypatch.setattr(stage.models, "resolve", lambda *_: str(fetched))
+    config = dataclasses.replace(config, parent="models:/save@champion")
+    summary = trained(monkeypatch, config, {9: 0.6})
+    parent = Path(summary["parent"])
+    assert parent.parent == Path(config.output) / "a"
+    for name in (saved.CONFIG, saved.WEIGHTS):
+        assert (parent / name).read_bytes() == (fetched / name).read_bytes()
+    # Another machine has neither that cache nor, by now, that champion.
+    shutil.rmtree(fetched)
+    (Path(config.output) / "a" / stage.SUMMARY).unlink()
+    again = trained(monkeypatch, config, {9: 0.6})
+    assert again["parent"] == summary["parent"]
 
 
 def test_a_finished_stage_is_told_again_and_another_one_is_refused(
