@@ -29,7 +29,7 @@ class OptimizerConfig:
     learning_rate: float = 2e-4
     """Reached at the end of the warm-up."""
     final_learning_rate: float = 1e-7
-    """Reached at the last step."""
+    """Where the cosine ends, right after the last step."""
     warmup_steps: int = 0
     """Steps in which the learning rate rises linearly."""
     weight_decay: float = 0.01
