@@ -163,7 +163,7 @@ def test_a_stage_that_lost_a_node_waits_for_another_and_heeds_the_notice_of_its_
             at_notice = noticed.newest()
             nodes.start(cpus=1)
             third.kill()
-            noticed.wait_for("a word", lambda: noticed.says("taken away): starting workers again"))
+            noticed.wait_for("a word", lambda: noticed.says("taken away: starting workers again"))
             resumed = f"resuming after step {at_notice}, "
             noticed.wait_for("a resume", lambda: noticed.says(resumed))
 
