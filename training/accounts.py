@@ -89,7 +89,10 @@ class Accounts:
     def take(self, steps: int) -> dict[str, float]:
         """``samples_per_second``, ``data_wait`` (share of the time), ``memory_gib`` (peak of this
         worker, on a GPU of its memory), and on a known GPU ``matrix_peak`` (share of its peak),
-        all of the ``steps`` steps since the last call."""
+        all of the ``steps`` steps since the last call.
+
+        What activation checkpointing computes again counts as products of the step.
+        """
         spent = max(self.spent() - self._told, 1e-9)
         told = {
             "samples_per_second": steps * self._batch / spent,

@@ -87,7 +87,8 @@ def gather(engine: Any, learner: Learner) -> dict[str, Tensors]:
             else:
                 value = torch.zeros(getattr(parameter, "ds_shape", parameter.shape))
             if torch.distributed.get_rank() == 0:
-                tensors[name] = value
+                # Where it is a copy already, of an optimizer that goes on meanwhile.
+                tensors[name] = value.cpu()
     return gathered
 
 
@@ -239,13 +240,12 @@ def _read(engine: Any, parameter: nn.Parameter, key: str) -> Tensor:
     from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
     if not (_is_split(parameter) or hasattr(parameter, "_hp_mapping")):
-        # A copy: the optimizer goes on while the checkpoint is written.
-        return _slot(engine, parameter, key).detach().float().cpu().clone()
+        return _slot(engine, parameter, key).detach().float().clone()
     if key == MASTER:
         found = safe_get_full_fp32_param(parameter)
     else:
         found = safe_get_full_optimizer_state(parameter, key)
-    return found.cpu()
+    return found
 
 
 def _set(engine: Any, parameter: nn.Parameter, key: str, value: Tensor) -> None:

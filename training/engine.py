@@ -29,6 +29,9 @@ def start_engine(config: TrainConfig, learner: Learner, device: torch.device) ->
     """
     deepspeed = _import_deepspeed(device)
     learner.to(device)
+    # cuDNN's attention has no gradient for the bias of relative positions; whether torch sees that
+    # in time differs between its releases, and training and validation are to use the same one.
+    torch.backends.cuda.enable_cudnn_sdp(False)
     workers, world = config.workers, torch.distributed.get_world_size()
     learner.save.image_encoder.recompute = workers.activation_checkpointing
     if workers.compile:
@@ -121,8 +124,9 @@ def _import_deepspeed(device: torch.device) -> Any:
     finally:
         for name in hidden:
             sys.modules.pop(name, None)
-    # Its shared-memory all-reduce serves inference alone, yet is compiled when training starts; a
-    # process killed meanwhile leaves a lock on which every later start waits.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    if device.type == "cpu":
+        # Its shared-memory all-reduce serves inference alone, yet is compiled when training starts;
+        # a process killed meanwhile leaves a lock on which every later start waits.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     logging.getLogger("DeepSpeed").setLevel(logging.WARNING)
     return deepspeed

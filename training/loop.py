@@ -3,7 +3,8 @@
 Every worker holds the whole model and takes its share of each batch; DeepSpeed averages gradients
 and splits the optimizer over the workers (ZeRO). Whatever a worker does is decided by the recipe
 and the step, so after a failure the newest checkpoint leads to the weights that the undisturbed run
-would have had, on however many workers it goes on.
+would have had, on however many workers it goes on; but for the order in which other numbers of
+workers, and a GPU's kernels, add.
 
 A failure that may pass (a worker or node lost, object storage away) is raised, and Ray Train starts
 the workers again. One that would only come again is noted on the board first: workers that find
@@ -68,6 +69,9 @@ def train(settings: dict[str, Any]) -> None:
     try:
         _Run(settings, board).go()
     except ValueError as error:
+        # Ray takes the group from workers that are still in a step before it starts them again.
+        if not torch.distributed.is_initialized():
+            raise
         # Of input, configuration or data, by the convention of all rooms: it would only come again.
         board.give_up(reason := str(error).strip().splitlines()[-1])
         raise Hopeless(reason) from error
@@ -152,15 +156,17 @@ class _Run:
     def _start(self) -> tuple[Any, RunningMean | None]:
         """The engine and the running mean, from the newest checkpoint or from the parent."""
         config, learner = self.config, self.learner
-        with scratch_folder("checkpoint") as folder:
-            found = self._fetch_newest(folder)
-            if found:
+        with scratch_folder("checkpoint") as own:
+            folder = self._fetch_newest(own)
+            if folder is not None:
                 self.progress = self._its_own(checkpoint.read_progress(folder))
                 saved.load_weights(learner.save, folder)
             elif config.parent is not None:
                 models.load_weights(learner.save, config.parent)
             engine = start_engine(config, learner, self.device)
-            start = checkpoint.restore(folder, engine, learner) if found else None
+            start = None if folder is None else checkpoint.restore(folder, engine, learner)
+            # Others on this node read from the same folder.
+            torch.distributed.barrier()
         if config.ema is None:
             return engine, None
         return engine, RunningMean(learner, decay=config.ema, start=start)
@@ -173,18 +179,26 @@ class _Run:
             )
         return found
 
-    def _fetch_newest(self, folder: Path) -> bool:
-        """Rank 0 finds the newest sound checkpoint, so that all ranks take the same."""
+    def _fetch_newest(self, own: Path) -> Path | None:
+        """The newest sound checkpoint, in a folder of the first rank of each node, or None.
+
+        Rank 0 finds it, so that all ranks take the same.
+        """
         step = torch.tensor(-1, device=self.device)
         if self.rank == 0:
-            found = self.store.fetch_newest(folder)
+            found = self.store.fetch_newest(own)
             step.fill_(-1 if found is None else found)
         torch.distributed.broadcast(step, src=0)
-        if self.rank != 0 and step >= 0:
-            self.store.fetch_step(int(step), folder)
-        # DeepSpeed's own group waits for the last of them for ten minutes at most.
-        torch.distributed.barrier()
-        return bool(step >= 0)
+        if step < 0:
+            return None
+        context = ray.train.get_context()
+        is_first = context.get_local_rank() == 0
+        if is_first and self.rank != 0:
+            self.store.fetch_step(int(step), own)
+        places: list[Any] = [None] * self.world
+        place = (context.get_node_rank(), own if is_first else None)
+        torch.distributed.all_gather_object(places, place)
+        return next(path for node, path in places if node == place[0] and path is not None)
 
     def go(self) -> None:
         """Train from where the run stands to the end of the stage."""
@@ -336,7 +350,7 @@ class _Run:
             self._say(f"no checkpoint at step {done}: the one before is still being written")
             return
         # Before there are two of them in memory.
-        self.store.settle()
+        self._settle()
         gathered = checkpoint.gather(self.engine, self.learner)
         steps, scale = checkpoint.optimizer_state(self.engine)
         self.progress = replace(
@@ -359,7 +373,13 @@ class _Run:
         if taken is not None:
             self.store.save(taken.write, done, m_j)
         if self.noticed:
-            self.store.settle()
+            self._settle()
+
+    def _settle(self) -> None:
+        """Wait until rank 0 has written the checkpoint before."""
+        self.store.settle()
+        # DeepSpeed's own group waits for rank 0 for ten minutes at most.
+        torch.distributed.barrier()
 
     def _is_busy(self) -> bool:
         """Whether rank 0 is still writing a checkpoint, and will be for a while."""

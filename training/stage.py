@@ -331,6 +331,8 @@ def _work(settings: dict[str, Any]) -> None:
     """What each worker runs: training, until the driver says that it must stop."""
     from training import loop
 
+    # Decoders are forked after NCCL has begun; without this InfiniBand's memory is unsafe in that.
+    os.environ.setdefault("RDMAV_FORK_SAFE", "1")
     with settings["board"].obeyed():
         loop.train(settings)
 

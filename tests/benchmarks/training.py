@@ -7,14 +7,16 @@
 One model (``save_tiny`` at 224 pixels), one corpus of made samples and one loader on all sides; a
 thread for each worker. The bare step is ``training.step.train_step`` with the real loader and torch
 alone; it takes turns with the stage, in a process of its own, and says what share of its time it
-waits for data. Where there is a GPU it is that of the real recipes there: ViT-B at 256 pixels in
-bf16, fed by a process for each core but one.
+waits for data. Where there is a GPU, both sides take the step of the real recipes there, ViT-B at
+256 pixels in bf16 on random weights, fed by a process for each core but one; only the parts
+``step`` and ``checkpoint`` run then, and the bare step alone where there is no Ray.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
+import importlib.util
 import json
 import os
 import statistics
@@ -31,7 +33,6 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 
-from tests.integration.servers import children_titled
 from tests.made_corpus import write_made_corpus
 from training.recipe import ModelConfig, TrainConfig, WorkersConfig
 from training.step import OptimizerConfig
@@ -39,9 +40,19 @@ from training.step import OptimizerConfig
 BATCH = 16
 # Before the first timed step: caches, and what a process does once.
 WARM_UP = 4
+HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
 def stage(folder: Path, name: str, *, steps: int, smoke: bool, **changes: Any) -> TrainConfig:
+    on_gpu = torch.cuda.is_available() and not smoke
+    real = {
+        "model": ModelConfig(name="save_vit_b", image_size=256, **random_weights(folder))
+        if on_gpu
+        else None,
+        "precision": "bf16",
+        "class_weight": 0.0,
+        "workers": WorkersConfig(count=1, use_gpu=True, decoders=(os.cpu_count() or 2) - 1),
+    }
     config = TrainConfig(
         stage=name,
         corpus=str(folder / "corpus"),
@@ -56,7 +67,21 @@ def stage(folder: Path, name: str, *, steps: int, smoke: bool, **changes: Any) -
         log_every=1,
         workers=WorkersConfig(count=1),
     )
-    return dataclasses.replace(config, **changes)
+    return dataclasses.replace(config, **((real if on_gpu else {}) | changes))
+
+
+def random_weights(folder: Path) -> dict[str, str]:
+    """What stands in for the published weights, whose values no step's time depends on."""
+    from segment_anything import sam_model_registry
+
+    from model.vggish import VGGish
+
+    sam, vggish = folder / "sam.pth", folder / "vggish.pth"
+    if not vggish.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        torch.save(sam_model_registry["vit_b"]().state_dict(), sam)
+        torch.save(VGGish().state_dict(), vggish)
+    return {"sam_checkpoint": str(sam), "vggish_checkpoint": str(vggish)}
 
 
 def seconds_a_step(points: list[dict[str, float]], batch: int) -> float:
@@ -75,23 +100,15 @@ def through_ray(config: TrainConfig) -> float:
 
 def bare(config: TrainConfig) -> dict[str, float]:
     """Seconds a step and share of waiting, in a process of its own."""
+    told = json.dumps(dataclasses.asdict(config))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.benchmarks.training", "--bare", json.dumps(_told(config))],
+        [sys.executable, "-m", "tests.benchmarks.training", "--bare", told],
         check=True,
-        capture_output=True,
+        stdout=subprocess.PIPE,
         text=True,
     )
     found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     return found
-
-
-def _told(config: TrainConfig) -> dict[str, Any]:
-    return {
-        "corpus": config.corpus,
-        "image_size": config.model.image_size,
-        "batch": config.batch,
-        "steps": config.steps,
-    }
 
 
 def run_bare(told: dict[str, Any]) -> dict[str, float]:
@@ -106,30 +123,31 @@ def run_bare(told: dict[str, Any]) -> dict[str, float]:
 
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    on_gpu = torch.cuda.is_available()
+    model, batch, on_gpu = told["model"], told["batch"], told["workers"]["use_gpu"]
     device = torch.device("cuda" if on_gpu else "cpu")
-    side = 256 if on_gpu else told["image_size"]
     samples = FrameSamples(
-        Corpus.open(told["corpus"]), "train", image_size=side, seed=0, augmentation=Augmentation()
+        Corpus.open(told["corpus"]),
+        "train",
+        image_size=model["image_size"],
+        seed=0,
+        augmentation=Augmentation(),
     )
-    save = build_save("save_vit_b" if on_gpu else "save_tiny", image_size=side)
-    learner = Learner(save, classes=len(samples.classes), class_weight=0.5).to(device)
+    save = build_save(**model)
+    learner = Learner(save, classes=len(samples.classes), class_weight=told["class_weight"])
+    learner.to(device)
     config = OptimizerConfig(learning_rate=1e-4)
     optimizer = config.build([p for _, p in learner.trainable()])
-    accounts = Accounts(device, batch=told["batch"], peak=None)
+    accounts = Accounts(device, batch=batch, peak=None)
     points: list[dict[str, float]] = []
-    decoders = (os.cpu_count() or 2) - 1 if on_gpu else 0
-    loader = batches(samples, batch=told["batch"], first=0, last=told["steps"], workers=decoders)
-    for step, batch in enumerate(accounts.waiting_for(loader), start=1):
-        with torch.autocast(device.type, torch.bfloat16, enabled=on_gpu):
-            parts = train_step(learner, optimizer, batch.to(device), clip_norm=1.0)
+    decoders, is_low = told["workers"]["decoders"], told["precision"] == "bf16"
+    loader = batches(samples, batch=batch, first=0, last=told["steps"], workers=decoders)
+    for step, made in enumerate(accounts.waiting_for(loader), start=1):
+        with torch.autocast(device.type, torch.bfloat16, enabled=is_low):
+            parts = train_step(learner, optimizer, made.to(device), clip_norm=1.0)
         float(parts["loss"])  # as the stage does at each of its points
         points.append({"step": step, **accounts.take(1)})
     waits = [point["data_wait"] for point in points if point["step"] > WARM_UP]
-    return {
-        "seconds": seconds_a_step(points, told["batch"]),
-        "data_wait": statistics.median(waits),
-    }
+    return {"seconds": seconds_a_step(points, batch), "data_wait": statistics.median(waits)}
 
 
 def step_overhead(folder: Path, *, pairs: int, steps: int, smoke: bool) -> None:
@@ -140,9 +158,19 @@ def step_overhead(folder: Path, *, pairs: int, steps: int, smoke: bool) -> None:
             lambda config=config: ours.append(through_ray(config)),  # type: ignore[misc]
             lambda config=config: _bare_into(config, theirs, waits),  # type: ignore[misc]
         ]
+        if not HAS_RAY:
+            sides[1]()
+            continue
         for side in sides if pair % 2 else sides[::-1]:
             side()
         ratios.append(ours[-1] / theirs[-1])
+    if not HAS_RAY:
+        print(
+            f"bare step of {config.batch} {statistics.median(theirs):.3f} s, waits for data "
+            f"{statistics.median(waits):.2%}",
+            flush=True,
+        )
+        return
     print(
         f"step of {config.batch}: Ray and DeepSpeed {statistics.median(ours):.3f} s, bare "
         f"{statistics.median(theirs):.3f} s, ratio {statistics.median(ratios):.3f} "
@@ -176,6 +204,7 @@ def two_workers(folder: Path, *, pairs: int, steps: int, smoke: bool) -> None:
 
 def recovery(folder: Path, *, smoke: bool) -> None:
     """From SIGKILL of a worker to the first step that was not taken before."""
+    from tests.integration.servers import children_titled
     from training.stage import run_stage
 
     steps = 60
@@ -282,12 +311,16 @@ def main() -> None:
             "workers": lambda: two_workers(folder, pairs=pairs, steps=steps, smoke=chosen.smoke),
             "recovery": lambda: recovery(folder, smoke=chosen.smoke),
         }
+        if torch.cuda.is_available():
+            for part in ("workers", "recovery"):
+                del parts[part]
         for part, run in parts.items():
             if chosen.only in (None, part):
                 run()
-        from infra import cluster
+        if HAS_RAY:
+            from infra import cluster
 
-        cluster.disconnect()
+            cluster.disconnect()
 
 
 if __name__ == "__main__":
