@@ -131,7 +131,9 @@ def test_workers_that_die_whenever_they_start_end_the_stage_with_a_reason(folder
     killer.start()
     workers = WorkersConfig(count=2, max_failures=1)
     try:
-        with pytest.raises(JobFailed, match="workers died 2 times before they trained, at last"):
+        with pytest.raises(
+            JobFailed, match="more than 1 times without a newer checkpoint, at last: Ray"
+        ):
             run_stage(stage(folder, "stillborn", workers=workers))
     finally:
         ended.set()
@@ -204,6 +206,6 @@ def test_a_checkpoint_that_cannot_be_written_at_the_end_fails_the_stage(folder: 
     run = folder / "runs" / "unwritable"
     storage.write_bytes(str(run / "checkpoints"), b"a file where the folder should be")
     workers = WorkersConfig(count=1, max_failures=0)
-    with pytest.raises(JobFailed, match=r"more than 0 times, at last: worker 0 failed \(.+Error: "):
+    with pytest.raises(JobFailed, match="a file stands where a folder is needed"):
         run_stage(stage(folder, "unwritable", workers=workers, steps=2))
     assert not (run / stages.SUMMARY).exists()
