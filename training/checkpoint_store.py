@@ -158,8 +158,10 @@ class CheckpointStore:
 
     def fetch_step(self, step: int, folder: Path) -> None:
         """Copy the checkpoint of a step, which another rank has found to be sound."""
-        (checkpoint,) = (one for one in self.committed() if one.step == step)
-        self.fetch(checkpoint, folder)
+        for checkpoint in self.committed():
+            if checkpoint.step == step:
+                return self.fetch(checkpoint, folder)
+        raise FileNotFoundError(f"the checkpoint {self.folder(step)} is gone")
 
     def _bring(self, write: Callable[[Path], object], step: int, m_j: float | None) -> None:
         with scratch_folder("checkpoint") as folder:

@@ -51,6 +51,8 @@ OUT_OF_MEMORY = (
     "raise accumulate or workers.count, set workers.activation_checkpointing, or raise "
     "workers.zero_stage"
 )
+# What is waited at most for the checkpoint before, to write one that has no score.
+PATIENCE_SECONDS = 5.0
 
 
 def train(settings: dict[str, Any]) -> None:
@@ -73,7 +75,7 @@ def train(settings: dict[str, Any]) -> None:
         if not torch.distributed.is_initialized():
             raise
         # Of input, configuration or data, by the convention of all rooms: it would only come again.
-        board.give_up(reason := str(error).strip().splitlines()[-1])
+        board.give_up(reason := (str(error).strip() or repr(error)).splitlines()[-1])
         raise Hopeless(reason) from error
     except torch.OutOfMemoryError as error:
         # With fewer workers than asked for it may go better when more have come.
@@ -114,10 +116,6 @@ def build_learner(config: TrainConfig, *, classes: int) -> Learner:
         audio_adapter=model.audio_adapter,
     )
     return Learner(save, classes=classes, class_weight=config.class_weight)
-
-
-# What training waits at most for the checkpoint before, to write one that has no score.
-PATIENCE_SECONDS = 5.0
 
 
 class _Run:
