@@ -65,20 +65,24 @@ runpy.run_module('tests.benchmarks.{name}', run_name='__main__')
 
 
 @pytest.mark.parametrize(
-    ("name", "words"),
+    ("told", "words"),
     [
         ("synthesis", ["files, whole", "decoded here", "through Ray", "two ", "ratio"]),
         ("planning", ["together"]),
         ("resume", ["resume by the markers alone", "ratio to the bare listing"]),
         ("loader", ["ratio"]),
         ("avsbench", ["shard again", "verified"]),
+        ("training --only step", ["Ray and DeepSpeed", "waits for data"]),
+        ("training --only checkpoint", ["the loop waits", "load"]),
+        ("pretraining_claim --arms pretrained --subsets s4", ["pretraining alone", "labels"]),
     ],
 )
-def test_benchmarks_of_the_data_run(name: str, words: list[str]) -> None:
+def test_benchmarks_of_data_and_training_run(told: str, words: list[str]) -> None:
+    name, *options = told.split()
     if name == "avsbench" and not LABELS.is_dir():
         pytest.skip("the tables that it builds its tree from are not here")
     done = subprocess.run(
-        [sys.executable, "-m", f"tests.benchmarks.{name}", "--smoke"],
+        [sys.executable, "-m", f"tests.benchmarks.{name}", "--smoke", *options],
         cwd=ROOT,
         capture_output=True,
         text=True,
