@@ -71,8 +71,11 @@ def ray_local() -> Iterator[None]:
 @pytest.fixture(scope="module")
 def seaweedfs() -> Iterator[ObjectStore]:
     """An S3 server on free ports. Ask for it before ``ray_local``: workers inherit the keys."""
+    # Of a Ray that was started before, the workers would know no server, or another one.
+    cluster.disconnect()
     with running_seaweedfs() as store:
         yield store
+        cluster.disconnect()
 
 
 @pytest.fixture(scope="module")
