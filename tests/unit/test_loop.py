@@ -96,6 +96,23 @@ def test_what_is_wrong_with_the_data_is_not_tried_again(monkeypatch: pytest.Monk
     assert board.reason == "train/7: its mask is damaged"
 
 
+def test_what_may_pass_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    def away(*_: Any) -> None:
+        raise ConnectionError("s3://bucket/shard.tar cannot be reached")
+
+    def restarted(*_: Any) -> None:
+        # What torch says in a step from which Ray has taken the group.
+        monkeypatch.setattr(torch.distributed, "is_initialized", lambda: False)
+        raise ValueError("Default process group has not been initialized")
+
+    board = Board()
+    for failing, error in ((away, ConnectionError), (restarted, ValueError)):
+        monkeypatch.setattr(loop, "_Run", failing)
+        with pytest.raises(error) as raised:
+            loop.train({"config": None, "board": board})
+        assert not isinstance(raised.value, loop.Hopeless) and not board.reason
+
+
 def test_a_worker_that_does_not_see_the_output_refuses_to_train(tmp_path: Path) -> None:
     mark = tmp_path / "config.json"
     with pytest.raises(loop.Hopeless, match=r"does not see .*config.json: give --output a place"):
