@@ -80,6 +80,21 @@ def _database(uri: str) -> Path | None:
     return Path(uri.removeprefix("sqlite:///")).expanduser().absolute()
 
 
+_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+# Seconds without a word from the server while a file is sent.
+_UPLOAD_TIMEOUT = "300"
+
+# What an account that must not wait asks of MLflow, which takes it from the environment alone.
+SETTINGS = {
+    # Its own are 7 retries, minutes apart in the end, of up to 120 s each: the waiting is done
+    # here, where it can be cut short.
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
+    _TIMEOUT: "30",
+    # Standard output is for the summary.
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+}
+
+
 class Tracker:
     """One experiment on a tracking server."""
 
@@ -243,3 +258,17 @@ def _cut(value: Any, longest: int) -> str:
 def _chunks(items: Sequence[Any], size: int) -> Iterator[list[Any]]:
     for first in range(0, len(items), size):
         yield list(items[first : first + size])
+
+
+@contextmanager
+def patient_upload() -> Iterator[None]:
+    """More time than ``SETTINGS`` give, in which a server brings a file to its own store."""
+    is_ours = os.environ.get(_TIMEOUT) == SETTINGS[_TIMEOUT]
+    if is_ours:
+        os.environ[_TIMEOUT] = _UPLOAD_TIMEOUT
+    try:
+        yield
+    finally:
+        # An account that was closed meanwhile has taken its settings back.
+        if is_ours and _TIMEOUT in os.environ:
+            os.environ[_TIMEOUT] = SETTINGS[_TIMEOUT]

@@ -18,8 +18,8 @@ import os
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,15 @@ from mlflow.exceptions import MlflowException, RestException
 from infra import storage
 from infra.config import canonical_json
 from infra.scratch import scratch_folder
-from infra.tracking import DEFAULT_EXPERIMENT, Run, Tracker, key_of, milliseconds
+from infra.tracking import (
+    DEFAULT_EXPERIMENT,
+    SETTINGS,
+    Run,
+    Tracker,
+    key_of,
+    milliseconds,
+    patient_upload,
+)
 from infra.tracking_backlog import Backlog
 
 logger = logging.getLogger(__name__)
@@ -50,19 +58,6 @@ POINTS_AT_ONCE = 100
 # Attempts at a file while the server answers; then its store, not the server, is what fails.
 FILE_ATTEMPTS = 5
 
-_TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-# Seconds without a word from the server while a file is sent.
-UPLOAD_TIMEOUT = "300"
-
-# MLflow takes these from the environment alone.
-_SETTINGS = {
-    # Its own are 7 retries, minutes apart in the end, of up to 120 s each: the waiting is done
-    # here, where it can be cut short.
-    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",
-    _TIMEOUT: "30",
-    # Standard output is for the summary.
-    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
-}
 # By this tag a run is found again whose creation was done and the answer lost.
 _TICKET_TAG = "account.ticket"
 _REASON_TAG = "reason"
@@ -115,7 +110,7 @@ class Account:
         self._news = threading.Event()
         self._closing = threading.Event()
         self._closed = False
-        self._settings = {k: v for k, v in _SETTINGS.items() if k not in os.environ}
+        self._settings = {k: v for k, v in SETTINGS.items() if k not in os.environ}
         os.environ.update(self._settings)
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
@@ -326,7 +321,7 @@ class Account:
                     storage.download(entry["source"], path)
                 else:
                     path = Path(entry["source"])
-                with _patient_upload():
+                with patient_upload():
                     run.log_file(path, folder or None)
             self._attempts = 0
         except FileNotFoundError:
@@ -389,20 +384,6 @@ class Account:
         storage.write_bytes(storage.join(self.folder, RECORD), canonical_json(record))
         self._record = record
         return record
-
-
-@contextmanager
-def _patient_upload() -> Iterator[None]:
-    """While a file is sent: a server answers only once it has brought it to its own store."""
-    is_ours = os.environ.get(_TIMEOUT) == _SETTINGS[_TIMEOUT]
-    if is_ours:
-        os.environ[_TIMEOUT] = UPLOAD_TIMEOUT
-    try:
-        yield
-    finally:
-        # An account that was closed meanwhile has taken its settings back.
-        if is_ours and _TIMEOUT in os.environ:
-            os.environ[_TIMEOUT] = _SETTINGS[_TIMEOUT]
 
 
 def _local_backlog(folder: str) -> Path:

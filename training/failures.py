@@ -23,8 +23,6 @@ from infra.errors import JobFailed
 from training.checkpoint_store import CheckpointStore
 from training.progress import Board
 
-_LOW_ON_MEMORY = "low on memory"
-
 
 class Hopeless(ValueError):
     """What would only come again."""
@@ -132,9 +130,9 @@ def _in_a_line(error: BaseException) -> str:
     text = str(below).strip()
     if not isinstance(below, RayActorError):
         return f"{type(below).__name__}: {text.splitlines()[-1].strip()}" if text else repr(below)
-    if _LOW_ON_MEMORY in text:
+    if "NODE_OUT_OF_MEMORY" in text:
         return "its host ran low on memory, and Ray ended it"
     if below.preempted:
         return "its node was taken away"
-    found = re.search("is dead because its (.+?)[.\n]", text)
+    found = re.search("(?:is dead|died) because its (.+?)[.\n]", text)
     return f"its {found[1]}" if found else text.splitlines()[0]

@@ -1,9 +1,9 @@
-"""Which clips a few-shot stage learns from: a seeded share of a split, alike in every class.
+"""Which clips a stage learns from: all of a split, or a seeded share of it, alike in every class.
 
-The clips get one order, and every share is a beginning of it, so that the clips of a smaller share
-are among those of a larger one. Clips with the same set of classes are spread evenly over the
-order, so that every beginning holds its share of them, to less than one clip. In front of all
-others stand the clips that bring in a class for the first time, so that each class has at least
+For a share the clips get one order, and every share is a beginning of it, so that the clips of a
+smaller share are among those of a larger one. Clips with the same set of classes are spread evenly
+over the order, so that every beginning holds its share of them, to less than one clip. In front of
+all others stand the clips that bring in a class for the first time, so that each class has at least
 one. (Rounding the share of each set by largest remainders would not do: a set can lose a clip when
 the share grows.)
 """
@@ -16,6 +16,24 @@ from collections import defaultdict
 import numpy as np
 
 from infra.corpus import Corpus
+from training.data import FrameSamples
+from training.recipe import TrainConfig
+
+
+def training_samples(config: TrainConfig, corpus: Corpus) -> FrameSamples:
+    """What a stage learns from."""
+    rows = None
+    if config.few_shot is not None:
+        rows = few_shot_rows(corpus, config.train_split, config.few_shot, config.seed)
+    return FrameSamples(
+        corpus,
+        config.train_split,
+        image_size=config.model.image_size,
+        seed=config.seed,
+        augmentation=config.augmentation,
+        rows=rows,
+        window=config.shuffle_shards,
+    )
 
 
 def few_shot_rows(corpus: Corpus, split: str, share: float, seed: int) -> np.ndarray:

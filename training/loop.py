@@ -35,10 +35,9 @@ from training.accounts import Accounts, matrix_peak
 from training.batch import Batch
 from training.checkpoint import Progress
 from training.checkpoint_store import CheckpointStore
-from training.data import FrameSamples
 from training.engine import start_engine, take_batch
 from training.failures import Hopeless
-from training.few_shot import few_shot_rows
+from training.few_shot import training_samples
 from training.prefetch import batches
 from training.profiling import profiled
 from training.progress import SECONDS_LEFT, Board, File, Started
@@ -84,22 +83,6 @@ def train(settings: dict[str, Any]) -> None:
             board.give_up(reason)
             raise Hopeless(reason) from None
         raise
-
-
-def training_samples(config: TrainConfig, corpus: Corpus) -> FrameSamples:
-    """What a stage learns from."""
-    rows = None
-    if config.few_shot is not None:
-        rows = few_shot_rows(corpus, config.train_split, config.few_shot, config.seed)
-    return FrameSamples(
-        corpus,
-        config.train_split,
-        image_size=config.model.image_size,
-        seed=config.seed,
-        augmentation=config.augmentation,
-        rows=rows,
-        window=config.shuffle_shards,
-    )
 
 
 def build_learner(config: TrainConfig, *, classes: int) -> Learner:

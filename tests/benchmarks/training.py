@@ -8,8 +8,8 @@ One model (``save_tiny`` at 224 pixels), one corpus of made samples and one load
 thread for each worker. The bare step is ``training.step.train_step`` with the real loader and torch
 alone; it takes turns with the stage, in a process of its own, and says what share of its time it
 waits for data. Where there is a GPU, both sides take the step of the real recipes there, ViT-B at
-256 pixels in bf16 on random weights, fed by a process for each core but one; only the parts
-``step`` and ``checkpoint`` run then, and the bare step alone where there is no Ray.
+256 pixels in bf16 on random weights, fed by a process for each core but one; no other part runs
+then, and where there is no Ray the bare side alone.
 """
 
 from __future__ import annotations
@@ -44,15 +44,6 @@ HAS_RAY = importlib.util.find_spec("ray") is not None
 
 
 def stage(folder: Path, name: str, *, steps: int, smoke: bool, **changes: Any) -> TrainConfig:
-    on_gpu = torch.cuda.is_available() and not smoke
-    real = {
-        "model": ModelConfig(name="save_vit_b", image_size=256, **random_weights(folder))
-        if on_gpu
-        else None,
-        "precision": "bf16",
-        "class_weight": 0.0,
-        "workers": WorkersConfig(count=1, use_gpu=True, decoders=(os.cpu_count() or 2) - 1),
-    }
     config = TrainConfig(
         stage=name,
         corpus=str(folder / "corpus"),
@@ -67,7 +58,15 @@ def stage(folder: Path, name: str, *, steps: int, smoke: bool, **changes: Any) -
         log_every=1,
         workers=WorkersConfig(count=1),
     )
-    return dataclasses.replace(config, **((real if on_gpu else {}) | changes))
+    if torch.cuda.is_available() and not smoke:
+        config = dataclasses.replace(
+            config,
+            model=ModelConfig(name="save_vit_b", image_size=256, **random_weights(folder)),
+            precision="bf16",
+            class_weight=0.0,
+            workers=WorkersConfig(count=1, use_gpu=True, decoders=(os.cpu_count() or 2) - 1),
+        )
+    return dataclasses.replace(config, **changes)
 
 
 def random_weights(folder: Path) -> dict[str, str]:
@@ -158,23 +157,17 @@ def step_overhead(folder: Path, *, pairs: int, steps: int, smoke: bool) -> None:
             lambda config=config: ours.append(through_ray(config)),  # type: ignore[misc]
             lambda config=config: _bare_into(config, theirs, waits),  # type: ignore[misc]
         ]
-        if not HAS_RAY:
-            sides[1]()
-            continue
-        for side in sides if pair % 2 else sides[::-1]:
+        for side in (sides if pair % 2 else sides[::-1]) if HAS_RAY else sides[1:]:
             side()
-        ratios.append(ours[-1] / theirs[-1])
-    if not HAS_RAY:
+        if HAS_RAY:
+            ratios.append(ours[-1] / theirs[-1])
+    if HAS_RAY:
         print(
-            f"bare step of {config.batch} {statistics.median(theirs):.3f} s, waits for data "
-            f"{statistics.median(waits):.2%}",
-            flush=True,
+            f"step of {config.batch}: Ray and DeepSpeed {statistics.median(ours):.3f} s, ratio to "
+            f"the bare one {statistics.median(ratios):.3f} ({min(ratios):.3f}-{max(ratios):.3f})"
         )
-        return
     print(
-        f"step of {config.batch}: Ray and DeepSpeed {statistics.median(ours):.3f} s, bare "
-        f"{statistics.median(theirs):.3f} s, ratio {statistics.median(ratios):.3f} "
-        f"({min(ratios):.3f}-{max(ratios):.3f}); bare step waits for data "
+        f"bare step of {config.batch}: {statistics.median(theirs):.3f} s, waits for data "
         f"{statistics.median(waits):.2%}",
         flush=True,
     )
@@ -312,8 +305,7 @@ def main() -> None:
             "recovery": lambda: recovery(folder, smoke=chosen.smoke),
         }
         if torch.cuda.is_available():
-            for part in ("workers", "recovery"):
-                del parts[part]
+            parts = {"step": parts["step"]}
         for part, run in parts.items():
             if chosen.only in (None, part):
                 run()

@@ -272,29 +272,6 @@ def test_a_file_that_the_servers_store_does_not_take_holds_up_no_point_and_is_ke
     assert server.run(folder).info.status == "FINISHED" and not (folder / BACKLOG).exists()
 
 
-def test_a_file_may_take_longer_to_send_than_a_silent_server_is_waited_for(
-    server: Server,
-    config: TrainConfig,
-    corpus: Corpus,
-    folder: Path,
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.setattr(module, "PATIENCE", 2.0)
-    send = tracking_account.Run.log_file
-
-    def slowly(run: tracking_account.Run, path: Path, place: str | None) -> None:
-        if path.name == "save.safetensors":
-            time.sleep(6.0)
-        send(run, path, place)
-
-    monkeypatch.setattr(tracking_account.Run, "log_file", slowly)
-    with reporting(config, corpus, str(folder), server.uri) as report:
-        until(lambda: report.run_id is not None)
-        report.finish(summary(folder))
-    assert (server.artifacts(folder) / "model/save.safetensors").exists()
-    assert server.run(folder).info.status == "FINISHED" and not (folder / BACKLOG).exists()
-
-
 def test_a_server_that_stumbles_gets_one_run_and_every_point_once(
     server: Server,
     config: TrainConfig,

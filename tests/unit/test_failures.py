@@ -109,7 +109,14 @@ def test_the_worker_that_died_is_named_before_those_that_missed_it() -> None:
     [
         (OSError("Traceback ...\nthe bucket is gone\n"), "OSError: the bucket is gone"),
         (ValueError(), "ValueError()"),
-        (dead("Task was killed due to the node running low on memory."), "low on memory"),
+        (
+            dead(
+                "The actor is dead because its worker process has died. Worker exit type: "
+                "NODE_OUT_OF_MEMORY Worker exit detail: ..."
+            ),
+            "its host ran low on memory",
+        ),
+        (dead("The actor died because its node has died. Node Id: 0a"), "(its node has died)"),
         (dead("something of Ray's"), "died unexpectedly"),
     ],
 )

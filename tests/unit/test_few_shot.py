@@ -13,8 +13,7 @@ import pytest
 import torch
 
 from tests.made_corpus import write_made_corpus
-from training.few_shot import few_shot_rows
-from training.loop import training_samples
+from training.few_shot import few_shot_rows, training_samples
 from training.prefetch import batches
 from training.recipe import ModelConfig, TrainConfig
 

@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from pathlib import Path
 
 import pytest
 
 from infra.corpus import Corpus
+from infra.tracking import Run
 from infra.tracking_backlog import Backlog
 from tests.made_corpus import write_made_corpus
 from training import reporting as module
@@ -172,3 +174,25 @@ def test_neither_a_server_that_is_not_there_nor_a_damaged_record_stops_anything(
     assert [entry["op"] for entry in kept] == ["point", "file", "end"]
     assert kept[0]["step"] == 1 and kept[0]["values"] == {"loss": 0.5}
     assert os.environ == before
+
+
+def test_a_file_may_take_longer_to_send_than_silence_is_waited_for(
+    config: TrainConfig, corpus: Corpus, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent = []
+
+    def slowly(run: Run, path: Path, folder: str | None) -> None:
+        if path.name == "slow.txt":
+            time.sleep(3.0)
+            sent.append(os.environ["MLFLOW_HTTP_REQUEST_TIMEOUT"])
+
+    monkeypatch.setattr(module, "PATIENCE", 1.0)
+    monkeypatch.setattr(Run, "log_file", slowly)
+    folder = tmp_path / "stage"
+    with reporting(config, corpus, str(folder), f"sqlite:///{tmp_path}/mlflow.db") as report:
+        while report.run_id is None:
+            time.sleep(0.05)
+        report.file("slow.txt", b"large")
+    # With more time for the server's answer than all else has, and only then.
+    assert sent == ["300"] and "MLFLOW_HTTP_REQUEST_TIMEOUT" not in os.environ
+    assert not (folder / "tracking_backlog.jsonl").exists()
